@@ -1,0 +1,48 @@
+# Every target makes .venv and installs what it needs, then runs. PYTHON picks the interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+WORKERS ?= 2
+
+.PHONY: demo test test-all lint train-smoke bench package-size clean help
+
+help:
+	@echo "make demo | test | test-all | train-smoke | bench | package-size"
+
+# torch first and alone: its pinned CPU build must not be replaced by a CUDA one.
+$(VENV)/.base: setup.cfg constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt -e '.[itk,dicom,viz]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.base
+	$(BIN)/python -m benchmarks.demo --output demo
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-all: lint
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not gpu and not network"
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.embed_ct
+
+package-size: $(VENV)/.base
+	$(BIN)/python -m benchmarks.package_size
+
+train-smoke: $(VENV)/.dev
+	$(BIN)/python -m training.smoke
+
+clean:
+	rm -rf build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,100 @@
+"""The package is built in layers: a module imports only from lower ones, or from its left."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "universal_model_hub"
+
+# Lowest first; within a line, left to right.
+LAYERS = [
+    ["errors", "files"],
+    ["volume", "resample", "preprocess"],
+    ["networks", "heads"],
+    ["config", "tensors", "catalog", "hub", "card", "loading", "publish"],
+    ["predict", "probe", "convert", "export", "picture"],
+    ["fit"],
+    ["cli"],
+]
+RANK = {name: rank for rank, name in enumerate(name for layer in LAYERS for name in layer)}
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported_parts(path: Path) -> set[str]:
+    parts = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+            if node.module == "universal_model_hub":
+                names = [f"universal_model_hub.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            top, _, rest = name.partition(".")
+            if top == "universal_model_hub" and rest and not rest.startswith("_"):
+                parts.add(rest.split(".")[0])
+    return parts
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_its_left_and_below(path: Path):
+    part = part_of(path)
+    if part == "__main__":
+        return
+    assert part in RANK, f"{part} has no place in LAYERS: give it one"
+    upward = {p for p in imported_parts(path) if RANK[p] > RANK[part]}
+    assert not upward, f"{path.name} imports from later stages: {sorted(upward)}"
+
+
+def test_the_package_never_imports_training():
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            assert not any(n.split(".")[0] == "training" for n in names), path
+
+
+def test_importing_the_package_loads_no_heavy_module():
+    code = (
+        "import sys, universal_model_hub; "
+        "heavy = {'torch', 'nibabel', 'numpy', 'huggingface_hub'} & set(sys.modules); "
+        "sys.exit(', '.join(sorted(heavy)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_public_name_resolves():
+    import universal_model_hub
+
+    for name in universal_model_hub.__all__:
+        assert getattr(universal_model_hub, name) is not None
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = universal_model_hub.no_such_name
+
+
+FORBIDDEN = ("pickle.", "import pickle", "torch.load(", "yaml.load(", "eval(", "shell=True")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_nothing_in_the_package_can_run_code_from_a_file(path: Path):
+    if path.name == "convert.py":
+        return
+    for line in path.read_text().splitlines():
+        code = line.split("#")[0].replace(".eval()", "").replace("literal_eval(", "")
+        hits = [word for word in FORBIDDEN if word in code]
+        assert not hits, f"{path.name}: {line.strip()}"
