@@ -1,0 +1,1 @@
+"""The machinery that every training loop here shares: checkpoints, processes, averages, guards."""
