@@ -1,0 +1,7 @@
+"""The networks, by the name their ``config.json`` gives them."""
+
+from torch import nn
+
+from universal_model_hub.networks.unet3d import UNet3D
+
+ARCHITECTURES: dict[str, type[nn.Module]] = {"unet3d": UNet3D}

@@ -1,0 +1,309 @@
+"""The paper's 3D U-Net: encoder, decoder and head.
+
+Source: Zhang et al., Sec. III-A (3D U-Net with batch normalization); Cicek et al. 2016 for the
+channel plan. Padding instead of valid convolutions, and the sigmoid at the end, follow the layout
+of the published checkpoints, so that a user's own file converts without loss (``published.py``).
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from universal_model_hub.errors import ConfigError, VolumeError
+
+NUM_LEVELS = 4  # three poolings of 2
+STRIDE = 8  # voxels of the input grid a voxel of the deepest level spans, per axis
+
+Normalization = Literal["running", "batch"]
+
+
+class FeatureInfo(NamedTuple):
+    """What one feature map of an encoder is."""
+
+    channels: int
+    stride: int  # input voxels per feature voxel, the same along X, Y and Z
+    level: int  # 0 is the input grid
+
+
+class BatchStatisticsNorm3d(nn.BatchNorm3d):
+    """Batch norm that uses the batch's own mean and variance in eval mode too.
+
+    The published checkpoints were trained and evaluated this way: their outputs depend on the
+    batch and on the size of the cube. Training updates the running buffers as usual; eval leaves
+    them alone.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize (N, C, X, Y, Z) by its own statistics."""
+        if self.training:
+            return super().forward(input)
+        # The function below F.batch_norm: it also takes one value a channel (an 8-voxel cube).
+        return torch.batch_norm(
+            input, self.weight, self.bias, None, None, True, 0.0, self.eps, True
+        )
+
+
+class ConvUnit(nn.Module):
+    """Convolution of 3 x 3 x 3 with bias, batch norm, ReLU; the size stays."""
+
+    def __init__(self, in_channels: int, out_channels: int, normalization: Normalization) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(in_channels, out_channels, kernel_size=3, padding=1)
+        self.norm = _norm(out_channels, normalization)
+        self.activation = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, X, Y, Z) to (N, out_channels, X, Y, Z)."""
+        return self.activation(self.norm(self.conv(x)))
+
+
+class DownLevel(nn.Module):
+    """Two units of one encoder level; the second doubles the channels."""
+
+    def __init__(self, in_channels: int, middle: int, normalization: Normalization) -> None:
+        super().__init__()
+        self.units = nn.Sequential(
+            ConvUnit(in_channels, middle, normalization),
+            ConvUnit(middle, 2 * middle, normalization),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, X, Y, Z) to (N, 2 * middle, X, Y, Z)."""
+        return self.units(x)
+
+
+class UpLevel(nn.Module):
+    """Doubles the sides, joins the encoder's feature of that level, two units."""
+
+    def __init__(self, in_channels: int, skip_channels: int, normalization: Normalization) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose3d(in_channels, in_channels, kernel_size=2, stride=2)
+        self.units = nn.Sequential(
+            ConvUnit(in_channels + skip_channels, skip_channels, normalization),
+            ConvUnit(skip_channels, skip_channels, normalization),
+        )
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Map (N, in_channels, X, Y, Z) and its skip to (N, skip_channels, 2X, 2Y, 2Z)."""
+        return self.units(torch.cat([self.up(x), skip], dim=1))
+
+
+class Encoder(nn.Module):
+    """The contracting half: features at 1, 1/2, 1/4 and 1/8 of the input grid.
+
+    Args:
+        in_channels: Channels of the input.
+        width: Channels of the first unit; level k gives ``2 * width * 2**k``.
+        out_indices: Levels that ``forward`` returns, negative ones counted from the deepest;
+            ``None`` for all. The parameters are the same whatever is returned.
+        normalization: ``"running"`` or ``"batch"``, see ``UNet3D``.
+        checkpointing: Recompute activations in the backward pass instead of keeping them.
+    """
+
+    stride = STRIDE
+    # Three poolings and two 3-voxel units a level reach 30 voxels beyond a block of 8 input voxels.
+    halo = 32
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        width: int = 32,
+        *,
+        out_indices: Sequence[int] | None = None,
+        normalization: Normalization = "running",
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.width = width
+        self.normalization = normalization
+        self.checkpointing = checkpointing
+        self.out_indices = _levels_of(out_indices)
+        inputs = [in_channels, *(2 * width * 2**k for k in range(NUM_LEVELS - 1))]
+        self.levels = nn.ModuleList(
+            DownLevel(channels, width * 2**k, normalization) for k, channels in enumerate(inputs)
+        )
+        self.pool = nn.MaxPool3d(2)
+
+    @property
+    def feature_info(self) -> list[FeatureInfo]:
+        """Channels, stride and level of each feature map that ``forward`` returns."""
+        return [FeatureInfo(2 * self.width * 2**k, 2**k, k) for k in self.out_indices]
+
+    @property
+    def num_features(self) -> int:
+        """Channels of the deepest map, the length of an embedding."""
+        return self.width * 2**NUM_LEVELS
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the chosen feature maps of (N, C, X, Y, Z), finest first.
+
+        Feature k is (N, 2 * width * 2**k, ceil(X / 2**k), ceil(Y / 2**k), ceil(Z / 2**k)).
+
+        Raises:
+            VolumeError: If ``x`` does not have five axes of at least one voxel.
+        """
+        features = self.pyramid(pad_to_stride(x), depth=max(self.out_indices) + 1)
+        return [crop(features[k], _level_shape(x, k)) for k in self.out_indices]
+
+    def pyramid(self, x: Tensor, depth: int = NUM_LEVELS) -> list[Tensor]:
+        """Return the maps of the first ``depth`` levels; sides must be multiples of 8."""
+        features: list[Tensor] = []
+        for level in list(self.levels)[:depth]:
+            x = _run(level, self.pool(features[-1]) if features else x, on=self.checkpointing)
+            features.append(x)  # level k: (N, 2 * width * 2**k, X / 2**k, Y / 2**k, Z / 2**k)
+        return features
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Return (N, F): the mean of the deepest map of (N, C, X, Y, Z), F = 16 * width."""
+        deepest = self.pyramid(pad_to_stride(x))[-1]
+        return crop(deepest, _level_shape(x, NUM_LEVELS - 1)).mean(dim=(2, 3, 4))
+
+
+class Decoder(nn.Module):
+    """The expanding half: from the encoder's four maps back to the input grid."""
+
+    def __init__(
+        self,
+        width: int = 32,
+        *,
+        normalization: Normalization = "running",
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.checkpointing = checkpointing
+        skips = [2 * width * 2**k for k in reversed(range(NUM_LEVELS - 1))]
+        self.levels = nn.ModuleList(UpLevel(2 * skip, skip, normalization) for skip in skips)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Map the four maps of ``Encoder.pyramid`` to (N, 2 * width, X, Y, Z)."""
+        x = features[-1]
+        for level, skip in zip(self.levels, reversed(features[:-1]), strict=True):
+            x = _run(level, x, skip, on=self.checkpointing)
+        return x
+
+
+class UNet3D(nn.Module):
+    """The paper's 3D U-Net; with its defaults 19,073,665 parameters.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        width: Channels of the first unit. The compact network has 8.
+        activation: ``"sigmoid"`` for the restoration of cubes in [0, 1]; ``None`` for logits.
+        normalization: ``"running"``: ordinary batch norm. ``"batch"``: the batch's own statistics
+            in eval mode too, as the published checkpoints were trained; outputs then depend on
+            the batch, and tiles are not equivalent to the whole.
+        checkpointing: Recompute activations in the backward pass: the same gradients, far less
+            memory, about a third more time.
+    """
+
+    stride = STRIDE
+    # An output voxel at the edge of an aligned block of 8 sees 46 voxels beyond it.
+    halo = 48
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        width: int = 32,
+        *,
+        activation: Literal["sigmoid"] | None = "sigmoid",
+        normalization: Normalization = "running",
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if activation not in ("sigmoid", None):
+            raise ConfigError(f"Expected activation 'sigmoid' or None, got {activation!r}.")
+        self.activation = activation
+        self.encoder = Encoder(
+            in_channels, width, normalization=normalization, checkpointing=checkpointing
+        )
+        self.decoder = Decoder(width, normalization=normalization, checkpointing=checkpointing)
+        self.head = nn.Conv3d(2 * width, out_channels, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, X, Y, Z) of any size to (N, out_channels, X, Y, Z).
+
+        Sides are padded with 0 at their high end to a multiple of 8 and cropped back.
+
+        Raises:
+            VolumeError: If ``x`` does not have five axes of at least one voxel.
+        """
+        features = self.encoder.pyramid(pad_to_stride(x))
+        restored = self.head(crop(self.decoder(features), x.shape[2:]))
+        return torch.sigmoid(restored) if self.activation == "sigmoid" else restored
+
+
+def pad_to_stride(x: Tensor, stride: int = STRIDE) -> Tensor:
+    """Pad (N, C, X, Y, Z) with 0 at the high end of X, Y, Z to multiples of ``stride``."""
+    if x.ndim != 5 or 0 in x.shape[2:]:
+        raise VolumeError(
+            f"Expected a batch (N, C, X, Y, Z) of at least one voxel, got shape {tuple(x.shape)}. "
+            "Add the axes that are missing, as in volume[None, None]."
+        )
+    short = [-side % stride for side in x.shape[2:]]
+    if not any(short):
+        return x
+    return F.pad(x, (0, short[2], 0, short[1], 0, short[0]))
+
+
+def crop(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Keep the low end of (N, C, X, Y, Z): X, Y, Z become ``shape``."""
+    return x[:, :, : shape[0], : shape[1], : shape[2]]
+
+
+def _level_shape(x: Tensor, level: int) -> list[int]:
+    return [-(-side // 2**level) for side in x.shape[2:]]
+
+
+def _levels_of(out_indices: Sequence[int] | None) -> tuple[int, ...]:
+    """Turn the caller's choice of levels into ascending indices from 0."""
+    if out_indices is None:
+        return tuple(range(NUM_LEVELS))
+    chosen = tuple(out_indices)
+    valid = all(isinstance(k, int) and -NUM_LEVELS <= k < NUM_LEVELS for k in chosen)
+    levels = sorted({k % NUM_LEVELS for k in chosen}) if valid else []
+    if not levels or len(levels) != len(chosen):
+        raise ConfigError(
+            f"Expected out_indices to name different levels of 0 to {NUM_LEVELS - 1}, "
+            f"got {out_indices!r}."
+        )
+    return tuple(levels)
+
+
+def _norm(channels: int, normalization: Normalization) -> nn.BatchNorm3d:
+    if normalization == "running":
+        return nn.BatchNorm3d(channels)
+    if normalization == "batch":
+        return BatchStatisticsNorm3d(channels)
+    raise ConfigError(f"Expected normalization 'running' or 'batch', got {normalization!r}.")
+
+
+def _run(level: nn.Module, *inputs: Tensor, on: bool) -> Tensor:
+    """Run one level, with its activations recomputed in the backward pass when ``on``."""
+    if not on or not torch.is_grad_enabled():
+        return level(*inputs)
+
+    contexts: Callable = lambda: (contextlib.nullcontext(), _statistics_kept(level))  # noqa: E731
+    return checkpoint(level, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+@contextlib.contextmanager
+def _statistics_kept(level: nn.Module) -> Iterator[None]:
+    """Leave running statistics alone: the recomputation would count every batch twice."""
+    norms = [module for module in level.modules() if isinstance(module, nn.BatchNorm3d)]
+    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    try:
+        for norm, _, counted in before:
+            norm.momentum = 0.0
+            norm.num_batches_tracked = None if counted is None else counted.clone()
+        yield
+    finally:
+        for norm, momentum, counted in before:
+            norm.momentum, norm.num_batches_tracked = momentum, counted
