@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -45,6 +46,44 @@ def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON with a final newline, atomically; NaN is refused."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     write_bytes(path, (text + "\n").encode())
+
+
+def parse_json(data: bytes) -> Any:
+    """Parse JSON that came from outside: UTF-8, finite numbers, each key once.
+
+    Raises:
+        ConfigError: If it is anything else, or nested too deep.
+    """
+    try:
+        return json.loads(
+            data.decode(),
+            object_pairs_hook=_without_duplicates,
+            parse_constant=_finite,
+            parse_float=_finite,
+        )
+    except ConfigError:
+        raise
+    except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
+        raise ConfigError(
+            "Expected JSON in UTF-8, got something else "
+            f"({type(error).__name__}: {str(error)[:200]}). Restore the file."
+        ) from error
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in entries:
+            raise ConfigError(f"Expected each entry once, got {name[:80]!r} twice. Keep one.")
+        entries[name] = value
+    return entries
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ConfigError(f"Expected finite numbers, got {text[:80]}. Use a number or null.")
+    return number
 
 
 def sha256_of(path: Path) -> str:
