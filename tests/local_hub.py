@@ -15,8 +15,8 @@ In a test::
 
 For a subprocess (a CLI under test) pass ``env={**os.environ, **hub.env()}``: ``huggingface_hub``
 reads HF_ENDPOINT when it is imported, so setting it later in the same process has no effect (pass
-``endpoint=`` there). ``env()`` also sets HF_HUB_DISABLE_XET=1, which uploads need: the server has no
-Xet storage, and a client with ``hf_xet`` installed otherwise sends large files there.
+``endpoint=`` there). ``env()`` also sets HF_HUB_DISABLE_XET=1, which uploads need: the server has
+no Xet storage, and a client with ``hf_xet`` installed otherwise sends large files there.
 ``HF_HUB_ETAG_TIMEOUT`` and ``HF_HUB_DOWNLOAD_TIMEOUT`` (seconds) shorten the ``stall`` fault.
 
 Fault kinds (``add_fault(kind, path=..., method=..., times=..., **options)``):
@@ -46,6 +46,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import fnmatch
 import hashlib
 import json
@@ -119,11 +120,13 @@ class LocalHub:
         self._thread: threading.Thread | None = None
 
     def start(self) -> LocalHub:
+        """Serve in a thread."""
         self._thread = threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
         return self
 
     def stop(self) -> None:
+        """Stop serving and end stalls."""
         self._stopping.set()
         self.server.shutdown()
         self.server.server_close()
@@ -158,16 +161,19 @@ class LocalHub:
         times: int | None = None,
         **options: Any,
     ) -> Fault:
+        """Add a fault rule; see the module docstring for the kinds."""
         fault = Fault(kind, path, method, times, options)
         with self.lock:
             self.faults.append(fault)
         return fault
 
     def clear_faults(self) -> None:
+        """Forget all faults."""
         with self.lock:
             self.faults.clear()
 
     def take_faults(self, method: str, path: str) -> list[Fault]:
+        """Return the faults for a request, each counted as used once more."""
         with self.lock:
             hit = [
                 f
@@ -190,6 +196,7 @@ class LocalHub:
 
     # -- storage: blobs/<sha256>, <kind>/<repo>/{refs.json,commits/<sha>.json} ------------------
     def put_blob(self, data: bytes) -> str:
+        """Store content; returns its sha256."""
         sha = hashlib.sha256(data).hexdigest()
         path = self.root / "blobs" / sha
         if not path.exists():
@@ -197,25 +204,30 @@ class LocalHub:
         return sha
 
     def blob(self, sha: str) -> bytes:
+        """Return stored content."""
         return (self.root / "blobs" / sha).read_bytes()
 
     def repo_dir(self, repo_id: str, kind: str = "models") -> Path:
+        """Return where a repo is stored."""
         if kind not in KINDS or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo_id) or ".." in repo_id:
             raise KeyError(repo_id)
         return self.root / kind / repo_id.replace("/", "--")
 
     def refs(self, repo_id: str, kind: str = "models") -> dict[str, Any]:
+        """Return branches, tags and the log of commits."""
         path = self.repo_dir(repo_id, kind) / "refs.json"
         if not path.is_file():
             raise KeyError(repo_id)
         return cast("dict[str, Any]", json.loads(path.read_text()))
 
     def set_ref(self, repo_id: str, group: str, name: str, sha: str, kind: str = "models") -> None:
+        """Move a branch or a tag."""
         refs = self.refs(repo_id, kind)
         refs[group][name] = sha
         (self.repo_dir(repo_id, kind) / "refs.json").write_text(json.dumps(refs))
 
     def create_repo(self, repo_id: str, kind: str = "models", private: bool = False) -> None:
+        """Create a repo with one empty commit."""
         folder = self.repo_dir(repo_id, kind)
         (folder / "commits").mkdir(parents=True, exist_ok=True)
         (folder / "refs.json").write_text(
@@ -224,6 +236,7 @@ class LocalHub:
         self.commit(repo_id, {}, kind=kind, message="initial commit")
 
     def resolve(self, repo_id: str, revision: str, kind: str = "models") -> str | None:
+        """Return the commit of a branch, tag or commit id."""
         refs = self.refs(repo_id, kind)
         revision = revision.removeprefix("refs/heads/").removeprefix("refs/tags/")
         sha = refs["branches"].get(revision) or refs["tags"].get(revision)
@@ -234,7 +247,7 @@ class LocalHub:
     def files(
         self, repo_id: str, revision: str = "main", kind: str = "models"
     ) -> dict[str, dict[str, Any]]:
-        """path -> {"size", "sha256", "oid", "lfs"} at a revision."""
+        """Return {path: {"size", "sha256", "oid", "lfs"}} at a revision."""
         sha = self.resolve(repo_id, revision, kind)
         if sha is None:
             raise KeyError(revision)
@@ -242,6 +255,7 @@ class LocalHub:
         return cast("dict[str, dict[str, Any]]", record["files"])
 
     def read(self, repo_id: str, path: str, revision: str = "main", kind: str = "models") -> bytes:
+        """Return a file's content at a revision."""
         return self.blob(self.files(repo_id, revision, kind)[path]["sha256"])
 
     def commit(
@@ -254,7 +268,7 @@ class LocalHub:
         message: str = "",
         parent: str | None = None,
     ) -> str:
-        """Apply {path: blob sha256, or None to delete} on top of a branch; returns the commit id."""
+        """Apply {path: blob sha256, or None to delete} to a branch; returns the commit id."""
         with self.lock:
             refs = self.refs(repo_id, kind)
             head = refs["branches"].get(branch)
@@ -293,6 +307,7 @@ class LocalHub:
         return self.commit(repo_id, {p: self.put_blob(d) for p, d in files.items()}, kind=kind)
 
     def is_lfs(self, path: str, size: int) -> bool:
+        """Whether a file goes through LFS."""
         return size > 0 and (path.endswith(LFS_SUFFIXES) or size > self.max_regular)
 
 
@@ -304,10 +319,8 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def handle(self) -> None:
-        try:
+        with contextlib.suppress(ConnectionError):
             super().handle()
-        except ConnectionError:
-            pass
 
     # -- replies ------------------------------------------------------------------------------
     def reply(
@@ -637,15 +650,15 @@ def self_test() -> None:
         )
         hub.add_fault("drop", "/cdn/*", times=1)
         again = hf_hub_download(repo, "model.safetensors", cache_dir=f"{tmp}/b", **common)
-        assert Path(again).read_bytes() == weights and hub.count("GET", "/cdn/*") == 3, (
-            "no retry after a drop"
-        )
+        assert Path(again).read_bytes() == weights
+        assert hub.count("GET", "/cdn/*") == 3, "no retry after a drop"
         hub.clear_faults()
         hub.add_fault("corrupt", "/cdn/*", times=1)
         bad = Path(
             hf_hub_download(repo, "model.safetensors", cache_dir=f"{tmp}/c", **common)
         ).read_bytes()
-        assert bad != weights and len(bad) == len(weights), "the client does not check content"
+        assert len(bad) == len(weights)
+        assert bad != weights, "the client checks content"
         hub.clear_faults()
         for kind, expected in (("gated", GatedRepoError), ("not_found", EntryNotFoundError)):
             hub.clear_faults()
