@@ -93,12 +93,32 @@ class Corpus:
         return survey.cases
 
 
+def error(code: str, what: str, fix: str, *, case: Case | None = None, file: Any = "") -> Finding:
+    """Return a finding that leaves the case's subject out."""
+    return _finding("error", code, what, fix, case, file)
+
+
+def warning(code: str, what: str, fix: str, *, case: Case | None = None, file: Any = "") -> Finding:
+    """Return a finding worth knowing that leaves nothing out by itself."""
+    return _finding("warning", code, what, fix, case, file)
+
+
+def _finding(
+    severity: Severity, code: str, what: str, fix: str, case: Case | None, file: Any
+) -> Finding:
+    path = str(file) or (str(case.volume) if case else "")
+    return Finding(
+        severity=severity, code=code, what=what, fix=fix, case=case.id if case else "", file=path
+    )
+
+
 def visible(folder: Path, pattern: str) -> list[Path]:
     """Return the files that match, sorted, without hidden ones such as macOS's ``._*``."""
     return sorted(
         path
         for path in folder.glob(pattern)
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
 
 

@@ -1,19 +1,20 @@
 """Checks that every corpus gets; each problem becomes a Finding, none stops the others.
 
-The list is original-systems section 4: finite values, three dimensions, positive spacing, a
-minimum size, a foreground, integer labels from the corpus's own set, one grid for volume and labels.
+Finite values, three dimensions, positive spacing, a minimum size, a foreground, integer labels from
+the corpus's own set, one grid for a volume and its labels.
 """
 
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from training.corpora.case import Case, Corpus, Finding, Survey
+from training.corpora.case import Case, Corpus, Finding, Survey, error, warning
 from universal_model_hub.errors import UniversalModelError, VolumeError
 from universal_model_hub.volume import Volume
 
@@ -48,13 +49,18 @@ def read_grid(path: Path) -> Grid:
     """
     try:
         if path.name.endswith((".nii", ".nii.gz")):
-            header = nib.load(path)
-            return Grid(tuple(header.shape), np.asarray(header.affine, float))
-        return _itk_grid(path)
-    except Exception as error:  # nibabel and ITK raise a dozen classes for a bad header
+            image = cast(nib.Nifti1Image, nib.load(path))
+            grid = Grid(tuple(image.shape), np.asarray(image.affine, float))
+        else:
+            grid = _itk_grid(path)
+    except Exception as cause:  # nibabel and ITK raise a dozen classes for a bad header
         raise VolumeError(
-            f"Expected a readable header in {path.name}, got: {str(error)[:200]}. Fetch it again."
-        ) from error
+            f"Expected a readable header in {path.name}, got: {str(cause)[:200]}. Fetch it again."
+        ) from cause
+    shape = grid.shape
+    while len(shape) > 3 and shape[-1] == 1:  # a single frame or channel is still a 3D volume
+        shape = shape[:-1]
+    return replace(grid, shape=shape)
 
 
 def _itk_grid(path: Path) -> Grid:
@@ -80,15 +86,21 @@ def raise_to_air(volume: Volume) -> Volume:
 def grid_findings(case: Case, grid: Grid) -> list[Finding]:
     """Check what a header shows: dimensions, spacing, size."""
     if len(grid.shape) != 3:
-        return [_error(case, "not_3d", f"Expected 3 axes, got shape {grid.shape}.", "Split it.")]
+        return [
+            error("not_3d", f"Expected 3 axes, got shape {grid.shape}.", "Split it.", case=case)
+        ]
     findings = []
     spacing = grid.spacing
     if not np.isfinite(grid.affine).all() or spacing.min() <= 0:
         what = f"Expected positive spacing, got {spacing.round(4).tolist()} mm."
-        findings.append(_error(case, "bad_spacing", what, "Repair the header or remove the case."))
+        findings.append(
+            error("bad_spacing", what, "Repair the header or remove the case.", case=case)
+        )
     if min(grid.shape) < MIN_SIDE:
         what = f"Expected at least {MIN_SIDE} voxels a side, got {grid.shape}."
-        findings.append(_error(case, "too_small", what, "Remove the case; no cube fits into it."))
+        findings.append(
+            error("too_small", what, "Remove the case; no cube fits into it.", case=case)
+        )
     return findings
 
 
@@ -101,7 +113,7 @@ def same_grid(case: Case, grid: Grid, other: Grid, path: Path, what: str) -> lis
     else:
         return []
     fix = "Fetch both files again; if the header is known to be wrong, copy the other one's."
-    return [_error(case, "geometry_mismatch", text, fix, file=path)]
+    return [error("geometry_mismatch", text, fix, file=path, case=case)]
 
 
 def _corner_distance(grid: Grid, other: Grid) -> float:
@@ -118,17 +130,19 @@ def voxel_findings(case: Case, volume: Volume) -> list[Finding]:
     if not np.isfinite(array).all():
         num = int((~np.isfinite(array)).sum())
         what = f"Expected finite intensities, got {num} voxels that are NaN or infinite."
-        return [_error(case, "nan_voxels", what, "Fetch the file again or remove the case.")]
+        return [error("nan_voxels", what, "Fetch the file again or remove the case.", case=case)]
     low, high = float(array.min()), float(array.max())
     if low == high:
         what = f"Expected an image, got {low:g} in every voxel."
-        return [_error(case, "empty_volume", what, "Fetch the file again or remove the case.")]
+        return [error("empty_volume", what, "Fetch the file again or remove the case.", case=case)]
     if case.modality == "CT" and low > AIR_HU:
         what = f"Expected HU, with air near -1000, got values from {low:g} to {high:g}."
-        return [_warning(case, "not_hu", what, "Look at it; subtract the offset if there is one.")]
+        return [
+            warning("not_hu", what, "Look at it; subtract the offset if there is one.", case=case)
+        ]
     if case.modality == "MR" and low < 0:
         what = f"Expected MR intensities of 0 and more, got {low:g}."
-        return [_warning(case, "negative_mr", what, "Values below 0 are clipped to 0.")]
+        return [warning("negative_mr", what, "Values below 0 are clipped to 0.", case=case)]
     return []
 
 
@@ -138,16 +152,16 @@ def label_findings(case: Case, labels: Volume, allowed: Iterable[int]) -> list[F
     if not np.isfinite(values).all() or not np.array_equal(values, np.round(values)):
         what = "Expected whole numbers as labels, got fractions or NaN."
         fix = "Fetch the file again; labels must be resampled by nearest neighbor."
-        return [_error(case, "label_not_integer", what, fix, file=case.labels)]
+        return [error("label_not_integer", what, fix, file=case.labels, case=case)]
     expected = sorted(allowed)
     foreign = sorted({int(value) for value in values} - set(expected))
     if foreign:
         what = f"Expected labels from {expected}, got also {foreign[:8]}."
         fix = "Fetch the file again; correct the labels or remove the case."
-        return [_error(case, "label_out_of_range", what, fix, file=case.labels)]
+        return [error("label_out_of_range", what, fix, file=case.labels, case=case)]
     if not values.any():
         what = "Expected a foreground, got labels of 0 only."
-        return [_error(case, "empty_label", what, "Remove the case.", file=case.labels)]
+        return [error("empty_label", what, "Remove the case.", file=case.labels, case=case)]
     return []
 
 
@@ -172,9 +186,10 @@ def inspect(corpus: Corpus, folder: Path, *, fast: bool = False, progress: bool 
 
 
 def used(cases: Sequence[Case], findings: Iterable[Finding]) -> tuple[Case, ...]:
-    """Return the cases that no error concerns and that are not left out by rule."""
+    """Return the cases of subjects without an error, less those that are left out by rule."""
     wrong = {finding.case for finding in findings if finding.severity == "error"}
-    return tuple(case for case in cases if case.id not in wrong and not case.left_out)
+    subjects = {case.subject for case in cases if case.id in wrong}
+    return tuple(c for c in cases if c.subject not in subjects and not c.left_out)
 
 
 def relative(finding: Finding, folder: Path) -> Finding:
@@ -203,15 +218,7 @@ def _case_findings(corpus: Corpus, case: Case, checked: set[Path], *, fast: bool
             checked.add(case.labels)
             findings += label_findings(case, corpus.load_labels(case), corpus.label_names)
         return findings
-    except (UniversalModelError, OSError) as error:
-        return [_error(case, "unreadable", str(error), "Fetch the file again or remove the case.")]
-
-
-def _error(case: Case, code: str, what: str, fix: str, file: Path | None = None) -> Finding:
-    return Finding(
-        severity="error", code=code, what=what, fix=fix, case=case.id, file=str(file or case.volume)
-    )
-
-
-def _warning(case: Case, code: str, what: str, fix: str) -> Finding:
-    return replace(_error(case, code, what, fix), severity="warning")
+    except (UniversalModelError, OSError) as cause:
+        return [
+            error("unreadable", str(cause), "Fetch the file again or remove the case.", case=case)
+        ]
