@@ -139,7 +139,7 @@ def apply_curve_batch(cubes: Tensor, points: Tensor, invert: Tensor) -> Tensor:
     weights = torch.stack([3 * (1 - t) ** 2 * t, 3 * (1 - t) * t**2])  # of the inner points
     x, y = ((points.transpose(1, 2) @ weights) + t**3).unbind(1)  # (B, samples) each
     x, y = x.contiguous(), torch.where(invert[:, None], y.flip(1), y)
-    flat = cubes.reshape(len(cubes), -1)
+    flat = cubes.flatten(1).contiguous()
     right = torch.searchsorted(x, flat).clamp(1, CURVE_SAMPLES - 1)
     x0, x1 = x.gather(1, right - 1), x.gather(1, right)
     y0, y1 = y.gather(1, right - 1), y.gather(1, right)
