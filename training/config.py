@@ -30,7 +30,8 @@ class CubesConfig:
     """How cubes are cut. Source: Zhang et al., Sec. III-C, IV-B.1 and Table I."""
 
     size: tuple[int, int, int] = (64, 64, 32)  # voxels, X Y Z
-    scales: tuple[float, ...] = (0.125, 0.25, 0.5)  # share of the volume's side: small first
+    scales: tuple[float, ...] = (0.125, 0.25, 0.5)  # small first; a share of what ``cut`` says
+    cut: Literal["volume", "voxels"] = "volume"  # of the volume's sides, or of ``size`` in voxels
     counts: dict[str, tuple[int, ...]] = field(
         default_factory=lambda: {
             "luna16": (32, 16, 16),
@@ -41,9 +42,7 @@ class CubesConfig:
     )  # cubes per volume, by scale; Table I divided by its number of volumes
     default_counts: tuple[int, ...] = (32, 16, 16)  # for corpora not named above
     scale_jitter: float = 0.1  # relative; "approximately" in Sec. III-C. Source: ours
-    resize_order: int = 1  # the paper leaves the resizing open. Source: ours
     air_share: float = 0.98  # a cube with more of its voxels at the floor is left out
-    spacing: tuple[float, float, float] | None = (1.0, 1.0, 1.0)  # mm; None: native
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +110,8 @@ class RunConfig:
     channels_last: bool = False
     compile: bool = False
     deterministic: bool = False
+    freeze_normalization: bool = False  # batch norm keeps its running statistics while training
+    balance: tuple[Literal["modality", "scale"], ...] = ()  # equal shares in the order of cubes
     ema_decay: float = 0.0  # 0: no average
     validation_share: float = 0.05  # of the subjects
     validation_cubes: int = 256
@@ -119,6 +120,7 @@ class RunConfig:
     save_minutes: float = 10.0
     log_every: int = 20
     picture_every: int = 5000
+    keep_checkpoints: int = 2
     workers: int = 2  # loader processes per training process
 
 
@@ -145,7 +147,7 @@ class Recipe:
         return typing.cast("dict[str, Any]", record)
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe from TOML, or by its bare name from ``training/recipes``.
 
     Args:
@@ -156,19 +158,52 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         ConfigError: If the file is missing or not TOML, or a key or type does not fit.
     """
     file = find_recipe(path)
-    try:
-        values = tomllib.loads(file.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"The recipe {file} cannot be read: {error}.") from error
+    values = read_values(file)
     for override in overrides:
         set_value(values, override)
     values.setdefault("name", file.stem)
     return typing.cast("Recipe", build(Recipe, values, file.name))
 
 
-def find_recipe(path: Path) -> Path:
+def recipe_of(record: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that ``Recipe.to_json`` wrote.
+
+    Raises:
+        ConfigError: If the record is of another version of the recipe's dataclasses.
+    """
+    return typing.cast("Recipe", build(Recipe, record, "recipe"))
+
+
+def read_values(file: Path, depth: int = 0) -> dict[str, Any]:
+    """Read a recipe's TOML, laid over the recipe that its ``extends`` names."""
+    try:
+        values = tomllib.loads(file.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"The recipe {file} cannot be read: {error}.") from error
+    parent = values.pop("extends", None)
+    if parent is None:
+        return values
+    if depth == 5:
+        raise ConfigError(f"{file} extends another recipe more than 5 levels deep. Flatten it.")
+    below = file.parent / f"{parent}.toml"
+    inherited = read_values(below if below.is_file() else find_recipe(str(parent)), depth + 1)
+    inherited.pop("name", None)
+    return merged(inherited, values)
+
+
+def merged(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay the tables of ``above`` over those of ``below``, key by key."""
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        both = isinstance(old, dict) and isinstance(value, Mapping)
+        result[key] = merged(old, value) if both else value
+    return result
+
+
+def find_recipe(path: str | Path) -> Path:
     """Return the recipe's file: the path itself, or a file in ``training/recipes``."""
-    for candidate in (path, RECIPES / path, RECIPES / f"{path}.toml"):
+    for candidate in (Path(path), RECIPES / path, RECIPES / f"{path}.toml"):
         if candidate.is_file():
             return candidate
     names = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))

@@ -164,10 +164,10 @@ class UniversalModel(nn.Module):
         """
         if only_discriminator:
             with torch.no_grad():
-                features = self.unet.encoder(batch["corrupted"])
+                features = self.unet.encoder.pyramid(batch["corrupted"])
             return self.losses(batch, modality_logits=self.discriminator(features))
-        features = self.unet.encoder(batch["corrupted"])
-        restored = self.unet.head(self.unet.decoder(features))
+        features = self.unet.encoder.pyramid(batch["corrupted"])
+        restored = torch.sigmoid(self.unet.head(self.unet.decoder(features)))
         modality_logits = None
         if self.config.modality_weight > 0:
             reversal = reversal_weight(self.config, step)

@@ -147,6 +147,11 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.after: int | None = None  # a step after which to stop without a signal
+
+    def wanted(self, step: int) -> bool:
+        """Whether the loop should end after this step."""
+        return self.signal is not None or (self.after is not None and step >= self.after)
 
     @property
     def exit_code(self) -> int:
