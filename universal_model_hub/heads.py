@@ -38,6 +38,11 @@ class Classifier(nn.Module):
         self.head = head
 
     @property
+    def arguments(self) -> dict[str, int | str | None]:
+        """What builds this classifier again."""
+        return {**self.encoder.arguments, "num_classes": self.head.linear.out_features}
+
+    @property
     def stride(self) -> int:
         """Input voxels per voxel of the deepest feature map."""
         return self.encoder.stride

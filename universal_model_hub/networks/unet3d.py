@@ -131,6 +131,15 @@ class Encoder(nn.Module):
         self.pool = nn.MaxPool3d(2)
 
     @property
+    def arguments(self) -> dict[str, int | str | None]:
+        """What builds this encoder again."""
+        return {
+            "in_channels": self.in_channels,
+            "width": self.width,
+            "normalization": self.normalization,
+        }
+
+    @property
     def feature_info(self) -> list[FeatureInfo]:
         """Channels, stride and level of each feature map that ``forward`` returns."""
         return [FeatureInfo(2 * self.width * 2**k, 2**k, k) for k in self.out_indices]
@@ -226,6 +235,15 @@ class UNet3D(nn.Module):
         )
         self.decoder = Decoder(width, normalization=normalization, checkpointing=checkpointing)
         self.head = nn.Conv3d(2 * width, out_channels, kernel_size=1)
+
+    @property
+    def arguments(self) -> dict[str, int | str | None]:
+        """What builds this network again."""
+        return {
+            **self.encoder.arguments,
+            "out_channels": self.head.out_channels,
+            "activation": self.activation,
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, X, Y, Z) of any size to (N, out_channels, X, Y, Z).
