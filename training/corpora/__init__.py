@@ -3,13 +3,13 @@
 ``CORPORA`` maps a corpus's name to its `Corpus`; everything after this stage goes through it.
 """
 
-from training.corpora import adni, brats2018, lits2017, luna16, mmwhs, msd_heart
+from training.corpora import adni, brats2018, lits2017, luna16, mmwhs, msd_heart, packaged
 from training.corpora.case import Case, Corpus, CorpusWarning, Finding, Survey
 from universal_model_hub.errors import ConfigError
 
 CORPORA: dict[str, Corpus] = {
     module.CORPUS.name: module.CORPUS
-    for module in (luna16, lits2017, brats2018, msd_heart, mmwhs, adni)
+    for module in (luna16, lits2017, brats2018, msd_heart, mmwhs, adni, packaged)
 }
 
 

@@ -182,4 +182,5 @@ CORPUS = Corpus(
     load_labels=load_labels,
     check_case=check_case,
     check_corpus=check_corpus,
+    masked_by_nan=True,
 )

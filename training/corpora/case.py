@@ -73,6 +73,7 @@ class Corpus:
     load_labels: Callable[[Case], Volume]
     check_case: Callable[[Case, Volume], list[Finding]]  # what only this corpus asks of a volume
     check_corpus: Callable[[Path, Survey], Survey]  # beyond single volumes: tables, lists
+    masked_by_nan: bool = False  # NaN marks what was cut away, and is no damage
 
     def cases(self, folder: Path) -> tuple[Case, ...]:
         """List the cases of a folder, sorted by id; incomplete ones are warned about, not hidden.

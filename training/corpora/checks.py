@@ -5,6 +5,7 @@ the corpus's own set, one grid for a volume and its labels.
 """
 
 import itertools
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from training.corpora.case import Case, Corpus, Finding, Survey, error, warning
 from universal_model_hub.errors import UniversalModelError, VolumeError
-from universal_model_hub.volume import Volume
+from universal_model_hub.volume import Volume, VolumeWarning
 
 # Voxels a side: the smallest cubes are 1/8 of it (Sec. III-C), and a cube needs a voxel.
 MIN_SIDE = 8
@@ -126,12 +127,7 @@ def _corner_distance(grid: Grid, other: Grid) -> float:
 
 def voxel_findings(case: Case, volume: Volume) -> list[Finding]:
     """Check the intensities that every volume of this modality must have."""
-    array = volume.array
-    if not np.isfinite(array).all():
-        num = int((~np.isfinite(array)).sum())
-        what = f"Expected finite intensities, got {num} voxels that are NaN or infinite."
-        return [error("nan_voxels", what, "Fetch the file again or remove the case.", case=case)]
-    low, high = float(array.min()), float(array.max())
+    low, high = float(volume.array.min()), float(volume.array.max())
     if low == high:
         what = f"Expected an image, got {low:g} in every voxel."
         return [error("empty_volume", what, "Fetch the file again or remove the case.", case=case)]
@@ -210,9 +206,9 @@ def _case_findings(corpus: Corpus, case: Case, checked: set[Path], *, fast: bool
             findings += same_grid(case, grid, read_grid(case.labels), case.labels, "labels")
         if fast or findings or case.left_out:
             return findings
-        volume = corpus.load(case)
-        findings = voxel_findings(case, volume)
-        if not findings:
+        volume, findings = _loaded(corpus, case)
+        findings += voxel_findings(case, volume)
+        if not any(finding.severity == "error" for finding in findings):
             findings += corpus.check_case(case, volume)
         if case.labels and case.labels not in checked:
             checked.add(case.labels)
@@ -222,3 +218,22 @@ def _case_findings(corpus: Corpus, case: Case, checked: set[Path], *, fast: bool
         return [
             error("unreadable", str(cause), "Fetch the file again or remove the case.", case=case)
         ]
+
+
+def _loaded(corpus: Corpus, case: Case) -> tuple[Volume, list[Finding]]:
+    """Load a volume, and what was guessed or repaired on the way as findings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", VolumeWarning)
+        volume = corpus.load(case)
+    findings = []
+    for entry in caught:
+        text = str(entry.message)
+        if "NaN or Inf" not in text:
+            findings.append(warning("volume_warning", text, "Look at the volume.", case=case))
+        elif corpus.masked_by_nan:
+            fix = "Nothing to do: they lie outside the mask and are read as the lowest value."
+            findings.append(warning("nan_voxels", text, fix, case=case))
+        else:
+            fix = "Fetch the file again or remove the case."
+            findings.append(error("nan_voxels", text, fix, case=case))
+    return volume, findings

@@ -1,8 +1,8 @@
-"""Fetch the open data sets: resumed after a break, checked by size and checksum, unpacked safely.
+"""Fetch the open data sets: resumed after a break, checked by size and md5, unpacked safely.
 
-LUNA16 comes from Zenodo, MSD heart from the mirror that MONAI uses. Neither address could be reached
-from the machine this was written on: what runs here is tested against a local server only. The
-other sets need a registration, and nothing but their address is given.
+LUNA16 comes from Zenodo, MSD heart from the mirror that MONAI uses. Neither address could be
+reached from the machine this was written on: the code is tested against a local server only.
+The other sets need a registration, and nothing but their address is given.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import requests
 from tqdm import tqdm
@@ -34,6 +34,8 @@ ZENODO_API = "https://zenodo.org/api/records"
 LUNA16_RECORDS = ("3723295", "4121926")
 TIMEOUT_S = (10.0, 60.0)  # to connect, between two reads
 CHUNK = 1 << 20
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ MSD_HEART = RemoteFile(
 
 
 def download_corpus(name: str, folder: Path, *, keep_archives: bool = False) -> None:
-    """Fetch and unpack an open data set into ``folder``; files that are there are not fetched again.
+    """Fetch and unpack an open data set into ``folder``, but for files that are there already.
 
     Raises:
         ConfigError: If the set is not open; the message says where to register.
@@ -69,8 +71,8 @@ def download_corpus(name: str, folder: Path, *, keep_archives: bool = False) -> 
         files = [MSD_HEART]
     else:
         raise ConfigError(
-            f"{corpus.title} cannot be fetched by a program. Get it here: {corpus.access}. Then run "
-            f"'python -m training.corpora check {name} FOLDER'."
+            f"{corpus.title} cannot be fetched by a program. Get it here: {corpus.access}. "
+            f"Then run 'python -m training.corpora check {name} FOLDER'."
         )
     folder.mkdir(parents=True, exist_ok=True)
     for file in files:
@@ -91,7 +93,7 @@ def zenodo_files(record: str, *, api: str = ZENODO_API) -> list[RemoteFile]:
     Raises:
         DownloadError: If Zenodo cannot be reached or answers with something else.
     """
-    response = _get(f"{api}/{record}", {})
+    response = _retried(lambda: _get(f"{api}/{record}", {}), api)
     try:
         entries = cast("list[dict[str, Any]]", response.json()["files"])
         return [
@@ -105,8 +107,8 @@ def zenodo_files(record: str, *, api: str = ZENODO_API) -> list[RemoteFile]:
         ]
     except (ValueError, KeyError, TypeError) as cause:
         raise DownloadError(
-            f"Expected the files of Zenodo record {record} as JSON, got something else ({cause!r}). "
-            f"Fetch them by hand from https://zenodo.org/records/{record}."
+            f"Expected the files of Zenodo record {record} as JSON, got another answer "
+            f"({cause!r}). Fetch them by hand from https://zenodo.org/records/{record}."
         ) from cause
 
 
@@ -117,7 +119,7 @@ def download(
     tries: int = 5,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Path:
-    """Fetch one file; what an earlier try left is continued, the result appears whole or not at all.
+    """Fetch one file: continued from an earlier try, and there whole or not at all.
 
     Args:
         file: What to fetch.
@@ -132,17 +134,7 @@ def download(
     path, part = folder / file.name, folder / f".{file.name}.part"
     if path.exists() and _md5(path) == file.md5:
         return path
-    for attempt in range(tries):
-        try:
-            _fetch(file, part)
-            break
-        except (requests.ConnectionError, requests.Timeout, _Interrupted) as cause:
-            if attempt == tries - 1:
-                raise DownloadError(
-                    f"Expected {file.name} from {file.url}, got {tries} broken connections, the "
-                    f"last: {str(cause)[:200]}. Run the same command again to continue."
-                ) from cause
-            sleep(min(2.0**attempt, 30.0))
+    _retried(lambda: _fetch(file, part), file.url, tries, sleep)
     _verify(file, part)
     part.replace(path)
     return path
@@ -181,6 +173,22 @@ def unpack(archive: Path, folder: Path) -> None:
 
 class _Interrupted(Exception):
     """The server broke off; trying again continues."""
+
+
+def _retried(
+    action: Callable[[], T], url: str, tries: int = 5, sleep: Callable[[float], None] = time.sleep
+) -> T:
+    for attempt in range(tries):
+        try:
+            return action()
+        except _Interrupted as cause:
+            last = cause
+            if attempt < tries - 1:
+                sleep(min(2.0**attempt, 30.0))
+    raise DownloadError(
+        f"Expected a whole answer from {url}, got {tries} broken connections, the last: "
+        f"{str(last)[:200]}. Run the same command again to continue."
+    ) from last
 
 
 def _fetch(file: RemoteFile, part: Path) -> None:
@@ -223,12 +231,8 @@ def _get(url: str, headers: dict[str, str], *, stream: bool = False) -> requests
     headers = {"Accept-Encoding": "identity", **headers}
     try:
         response = requests.get(url, headers=headers, stream=stream, timeout=TIMEOUT_S)
-    except (requests.ConnectionError, requests.Timeout) as cause:
-        if stream:
-            raise
-        raise DownloadError(
-            f"Expected an answer from {url}, got: {str(cause)[:200]}. Check the connection."
-        ) from cause
+    except requests.RequestException as cause:
+        raise _Interrupted(str(cause)) from cause
     if response.status_code == 404:
         raise NotFoundError(f"Expected a file at {url}, got 404. It has moved; see its home page.")
     if response.status_code in (401, 403):
@@ -236,7 +240,7 @@ def _get(url: str, headers: dict[str, str], *, stream: bool = False) -> requests
             f"Expected an open file at {url}, got {response.status_code}. See its home page."
         )
     if response.status_code >= 500 or response.status_code == 429:
-        raise requests.ConnectionError(f"the server answered {response.status_code}")
+        raise _Interrupted(f"the server answered {response.status_code}")
     if response.status_code not in (200, 206, 416):
         raise DownloadError(f"Expected a file at {url}, got {response.status_code}. Try later.")
     return response

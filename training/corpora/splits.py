@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.corpora import get_corpus
+from training.corpora import get_corpus, packaged
 from training.corpora.case import Case, CorpusWarning
 from training.corpora.paper import SPLIT_SIZES, TABLE_2, SplitSize
 from universal_model_hub.errors import ConfigError
@@ -125,9 +125,13 @@ def split(corpus: str, cases: Sequence[Case], *, seed: int = SPLIT_SEED) -> Spli
 def pretraining_cases(corpus: str, folder: Path, *, seed: int = SPLIT_SEED) -> tuple[Case, ...]:
     """Return the cases of a corpus that pre-training may see: the training side of its split.
 
+    Of the packaged scans, those whose role is ``pretrain``.
+
     Raises:
         ConfigError: If Table II does not use the corpus for pre-training.
     """
+    if corpus == packaged.NAME:
+        return packaged.pretraining_cases(folder)
     return _usable(corpus, folder, "pretraining", "train", seed)
 
 
@@ -140,7 +144,7 @@ def fine_tuning_cases(corpus: str, folder: Path, *, seed: int = SPLIT_SEED) -> t
     return _usable(corpus, folder, "fine_tuning", "train", seed)
 
 
-def tested_cases(corpus: str, folder: Path, *, seed: int = SPLIT_SEED) -> tuple[Case, ...]:
+def evaluation_cases(corpus: str, folder: Path, *, seed: int = SPLIT_SEED) -> tuple[Case, ...]:
     """Return the cases that target tasks are scored on.
 
     Raises:
@@ -174,7 +178,7 @@ def refuse_leak(trained: Iterable[Case], tested: Iterable[Case]) -> None:
 
 def _usable(corpus: str, folder: Path, stage: str, side: str, seed: int) -> tuple[Case, ...]:
     reader = get_corpus(corpus)
-    if not getattr(TABLE_2[corpus], stage):
+    if corpus not in TABLE_2 or not getattr(TABLE_2[corpus], stage):
         fits = [name for name, usage in TABLE_2.items() if getattr(usage, stage)]
         raise ConfigError(
             f"Expected a corpus that Table II uses for {stage.replace('_', '-')} "
