@@ -95,11 +95,9 @@ def resolve_model(
         hub_name = HubName(parsed.repo_id, check_revision(revision or parsed.revision))
     else:
         hub_name = parsed
-    root = Path(cache_dir).expanduser() if cache_dir is not None else default_cache()
-    repo = Repo(hub_name.repo_id, RepoCache(root, hub_name.repo_id), endpoint, token)
     return _from_hub(
         os.fspath(name),
-        repo,
+        repo_of(hub_name.repo_id, cache_dir=cache_dir, token=token, endpoint=endpoint),
         hub_name.revision,
         offline=_reason_to_stay_offline(local_files_only),
         verify=verify,
@@ -150,13 +148,21 @@ def verify_model(
 def repo_of(
     repo_id: str,
     *,
-    cache_dir: str | os.PathLike[str],
+    cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
     endpoint: str | None = None,
 ) -> Repo:
-    """Return a repository on the Hub, its name checked."""
-    cache = RepoCache(Path(cache_dir), check_repo_id(repo_id))
-    return Repo(repo_id, cache, endpoint, token)
+    """Return a repository on the Hub, its name and the Hub's address checked.
+
+    Raises:
+        ConfigError: If either cannot be used.
+        AccessError: If the token cannot be sent.
+    """
+    if endpoint is not None and not endpoint.startswith(("https://", "http://")):
+        raise ConfigError(f"Expected the Hub's address as https://..., got {endpoint[:200]!r}.")
+    root = Path(cache_dir).expanduser() if cache_dir is not None else default_cache()
+    cache = RepoCache(root, check_repo_id(repo_id))
+    return Repo(repo_id, cache, endpoint and endpoint.rstrip("/"), token)
 
 
 def _from_hub(
