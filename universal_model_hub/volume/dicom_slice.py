@@ -54,9 +54,11 @@ def read_dataset(pydicom: ModuleType, path: Path, *, pixels: bool) -> Any:
         # Looked at first: reading a deflated file would inflate all of it, whatever its size.
         meta = pydicom.filereader.read_file_meta_info(path)
         if meta.get("TransferSyntaxUID") != DEFLATED:
-            return pydicom.dcmread(
+            dataset = pydicom.dcmread(
                 path, specific_tags=tags + ["PixelData"] * pixels, stop_before_pixels=not pixels
             )
+            list(dataset)  # decodes every value here, where a damaged one can be told by file
+            return dataset
     except Exception as error:  # pydicom lets out a dozen classes
         raise VolumeError(
             f"Expected an intact DICOM file, got {type(error).__name__} while reading "
@@ -92,7 +94,7 @@ def read_slice(pydicom: ModuleType, path: Path, dataset: Any) -> Slice:
             f"{name}. Convert the series first."
         )
     kind = "i" if dataset.get("PixelRepresentation", 0) == 1 else "u"
-    thickness = dataset.get("SpacingBetweenSlices") or dataset.get("SliceThickness")
+    thickness = "SpacingBetweenSlices" if "SpacingBetweenSlices" in dataset else "SliceThickness"
     return Slice(
         path=path,
         columns=int(_numbers(dataset, "Columns", 1, name)[0]),
@@ -100,7 +102,7 @@ def read_slice(pydicom: ModuleType, path: Path, dataset: Any) -> Slice:
         position=np.array(_numbers(dataset, "ImagePositionPatient", 3, name)),
         orientation=np.array(_numbers(dataset, "ImageOrientationPatient", 6, name)),
         pixel_spacing=np.array(_numbers(dataset, "PixelSpacing", 2, name)),
-        thickness=float(thickness) if thickness else None,
+        thickness=_numbers(dataset, thickness, 1, name)[0] if dataset.get(thickness) else None,
         frame_of_reference=str(dataset.get("FrameOfReferenceUID", "")),
         stored=np.dtype(f"{kind}{allocated // 8}"),
         bits_stored=stored,
