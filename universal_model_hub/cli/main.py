@@ -1,0 +1,122 @@
+"""The door of the ``umh`` command: arguments in, exit code out, one line for an error."""
+
+import argparse
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from universal_model_hub import __version__
+from universal_model_hub.cli import (
+    download,
+    embed,
+    info,
+    messages,
+    options,
+    preprocess,
+    segment,
+    verify,
+)
+from universal_model_hub.cli import list as list_command
+from universal_model_hub.cli.stopping import Stop, stoppable
+from universal_model_hub.errors import UniversalModelError
+
+COMMANDS = {
+    "list": (list_command, "list the models that can be loaded by name"),
+    "info": (info, "show what a model is, where it comes from and how far it is verified"),
+    "download": (download, "bring a model to this machine"),
+    "verify": (verify, "hash a model's files again and compare"),
+    "embed": (embed, "turn scans into feature vectors"),
+    "segment": (segment, "label scans with a trained segmenter"),
+    "preprocess": (preprocess, "write scans as a model sees them"),
+}
+NOT_MEDICAL = "For research only: this is not a medical device."
+BUG = 1  # exit code of an error that is ours
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says in one line what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and exit with 2."""
+        if "unrecognized arguments: -" in message:
+            message += ". A file whose name starts with '-' is written as ./-NAME"
+        messages.error(f"{message}. See: {self.prog} --help")
+        sys.exit(2)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = Parser(
+        prog="umh",
+        description="Pretrained 3D networks for CT and MR scans.",
+        epilog=NOT_MEDICAL,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"umh {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (module, summary) in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=NOT_MEDICAL,
+            allow_abbrev=False,
+        )
+        module.add_arguments(command)
+        options.add_general(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``umh`` with these arguments, those of the process by default; return the exit code."""
+    try:
+        args = build_parser().parse_args(argv)
+        with stoppable() as stop, messages.warnings_as_lines(quiet=args.quiet, debug=args.debug):
+            try:
+                code = int(args.run(args))
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+                return code
+            except (Exception, KeyboardInterrupt) as error:
+                return exit_code(error, stop, debug=args.debug)
+    finally:
+        drop_unwritable_stdout()
+
+
+def exit_code(error: BaseException, stop: Stop, *, debug: bool) -> int:
+    """Say what went wrong, in one line unless ``debug``, and return the exit code for it."""
+    if debug:
+        messages.write(messages.redacted("".join(traceback.format_exception(error))))
+    # A signal may reach us wrapped in an error of the library that it interrupted.
+    if stop.signum:
+        messages.error(f"stopped by {stop.name}; no unfinished file was left behind")
+        return 128 + stop.signum
+    if isinstance(error, BrokenPipeError):  # as in `umh list | head -1`: the reader has enough
+        return 0
+    if isinstance(error, UniversalModelError):
+        messages.error(str(error))
+        return error.exit_code
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        messages.error(f"{error.strerror or error}{where}. Check the place, its rights and space.")
+        return 2
+    if isinstance(error, MemoryError):
+        messages.error("Out of memory. Free some, or pass a lower --memory-limit.")
+        return 2
+    hint = "" if debug else " Run again with --debug and report what it shows."
+    messages.error(f"Unexpected {type(error).__name__}: {error}.{hint}")
+    return BUG
+
+
+def drop_unwritable_stdout() -> None:
+    """Flush stdout; if its reader has gone, keep Python from complaining about that at exit."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
