@@ -218,6 +218,14 @@ def test_w07_a_value_that_is_not_finite_names_the_tensor(tmp_path, value):
     assert read_tensors(path, ["conv.bias"]).keys() == {"conv.bias"}
 
 
+def test_large_finite_values_whose_sum_is_not_are_fine(tmp_path):
+    huge = torch.full((10,), 3e38)
+    write_tensors(tmp_path / "a", {"w": huge, "canceling": torch.cat([huge, -huge])}, {})
+    assert torch.equal(read_tensors(tmp_path / "a")["w"], huge)
+    with pytest.raises(WeightsError, match="2 of 2"):
+        write_tensors(tmp_path / "b", {"w": torch.tensor([1.0, -1.0]) * float("inf")}, {})
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int32, torch.bool, torch.complex64])
 def test_w09_other_dtypes_are_refused_by_name(tmp_path, dtype):
     path = tmp_path / "a"
