@@ -29,7 +29,27 @@ _HOME_OF = {
     "UniversalModelError": "errors",
 }
 
-__all__ = ["__version__", *sorted(_HOME_OF)]
+__all__ = [
+    "PreprocessTransform",
+    "Preprocessing",
+    "UniversalModelError",
+    "Volume",
+    "VolumeDataset",
+    "__version__",
+    "embed",
+    "get_weights",
+    "list_models",
+    "load_classifier",
+    "load_encoder",
+    "load_segmenter",
+    "load_unet",
+    "load_volume",
+    "predict",
+    "preprocess",
+    "push_to_hub",
+    "save_pretrained",
+    "save_volume",
+]
 
 if TYPE_CHECKING:
     from universal_model_hub.catalog import get_weights, list_models
