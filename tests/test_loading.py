@@ -315,6 +315,15 @@ def test_loading_draws_no_random_numbers_and_leaves_nothing_on_the_meta_device(s
     assert [(c.dtype, int(c)) for c in counters] == [(torch.int64, 5)] * 14
 
 
+def test_a_default_device_of_the_caller_does_not_matter(models, saved):
+    with torch.device("meta"):
+        model = load_segmenter(saved["unet"], 2, in_channels=3)
+        encoder = load_encoder(pretrained=False)
+    for module in (model, encoder):
+        assert {value.device.type for value in module.state_dict().values()} == {"cpu"}
+    assert torch.equal(model.decoder.levels[0].up.bias, models["unet"].decoder.levels[0].up.bias)
+
+
 @pytest.mark.parametrize("name", ["unet3d-compact", "unet3d"])
 def test_without_pretrained_weights_no_file_is_needed(name, monkeypatch):
     monkeypatch.setattr(Path, "open", lambda *a, **k: pytest.fail("opened a file"))

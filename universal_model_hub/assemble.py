@@ -89,7 +89,8 @@ def assemble(
     else:
         state, report = _restored(source, shapes, new_head=new_head)
         if new_head:
-            head = _new_head(model)
+            with torch.device("cpu"):
+                head = _new_head(model)
             state.update({f"head.{name}": value for name, value in head.state_dict().items()})
         own = {name.removeprefix(prefix): value for name, value in state.items()}
         model.load_state_dict(own, strict=True, assign=True)
@@ -248,8 +249,8 @@ def adapt_input(weight: Tensor, in_channels: int) -> Tensor:
     old = weight.shape[1]
     if in_channels < old:
         adapted = weight.new_zeros((weight.shape[0], in_channels, *weight.shape[2:]))
-        return adapted.index_add_(1, torch.arange(old) % in_channels, weight)
-    source = torch.arange(in_channels) % old
+        return adapted.index_add_(1, torch.arange(old, device=weight.device) % in_channels, weight)
+    source = torch.arange(in_channels, device=weight.device) % old
     copies = torch.bincount(source, minlength=old)[source].to(weight.dtype)
     return weight[:, source] / copies.view(1, -1, 1, 1, 1)
 
