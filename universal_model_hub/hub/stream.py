@@ -17,6 +17,7 @@ from universal_model_hub.hub.client import (
     is_passing,
 )
 
+MAX_REQUESTS = 32  # for one file: enough if each brings half of what is left
 BAR_FROM = 1 << 20  # bytes: smaller files get no progress bar
 
 
@@ -24,22 +25,25 @@ def stream(repo: Repo, filename: str, remote: RemoteFile, target: Path) -> None:
     """Write a file of the Hub to ``target``, going on where a dropped connection ended.
 
     Raises:
-        DownloadError: If the Hub refuses, or sends nothing three times in a row.
+        DownloadError: If the Hub refuses, sends nothing three times in a row, or drops too often.
         IntegrityError: If it sends more than it announced.
     """
-    what, failures = f"{filename} at {remote.commit}", 0
+    what = f"{filename} at {remote.commit}"
+    failures = 0
     with target.open("wb") as file, _progress(filename, remote.size) as bar:
-        while failures < TRIES:
+        for left in reversed(range(MAX_REQUESTS)):
             start = file.tell()
             try:
                 _stream_once(repo, filename, remote, file, bar)
             except Exception as error:  # the client's errors have no common base
-                last = failures + 1 == TRIES and file.tell() <= start
+                last = left == 0 or (failures + 1 == TRIES and file.tell() <= start)
                 if last or not is_passing(error):
                     raise as_our_error(error, repo, what) from cause(error, repo)
             if file.tell() == remote.size:
                 return
             failures = 0 if file.tell() > start else failures + 1
+            if failures == TRIES:
+                break
             if failures:
                 time.sleep(PAUSE * 2 ** (failures - 1))
         raise DownloadError(
