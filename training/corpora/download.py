@@ -33,7 +33,7 @@ ZENODO_API = "https://zenodo.org/api/records"
 # Source: LUNA16 download page; record 1 holds subsets 0-6 and the tables, record 2 subsets 7-9.
 LUNA16_RECORDS = ("3723295", "4121926")
 TIMEOUT_S = (10.0, 60.0)  # to connect, between two reads
-CHUNK = 1 << 20
+CHUNK = 1 << 16  # bytes; the last, broken chunk of an interrupted answer is lost
 
 T = TypeVar("T")
 
