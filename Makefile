@@ -22,7 +22,7 @@ $(VENV)/.dev: $(VENV)/.base
 	@touch $@
 
 demo: $(VENV)/.base
-	$(BIN)/python -m benchmarks.demo --output demo
+	$(BIN)/python -m examples.demo --output demo
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
