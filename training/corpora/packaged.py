@@ -160,8 +160,7 @@ def pretraining_cases(folder: Path) -> tuple[Case, ...]:
     Raises:
         ConfigError: If one has not been fetched: a smaller set would be another experiment.
     """
-    cases = {case.id: case for case in survey(folder).cases}
-    chosen = tuple(cases[scan_id] for scan_id in sorted(ids("pretrain")))
+    chosen = tuple(case for case in survey(folder).cases if "pretrain" in case.extra["roles"])
     if missing := [case.id for case in chosen if case.left_out]:
         raise ConfigError(
             f"Expected all {len(chosen)} pre-training scans in {folder}, got all but "
