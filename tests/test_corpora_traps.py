@@ -13,7 +13,9 @@ from tiny_corpora import AFFINE, SIDE, adni_scan, ct, labels, mhd, mr, nifti
 from training.corpora import CORPORA, CorpusWarning, Finding, lits2017, luna16
 from training.corpora.__main__ import main
 from training.corpora.checks import inspect, used
-from training.corpora.splits import pretraining_cases
+from training.corpora.phantom import write_corpus
+from training.corpora.phantom.corpus import LAYOUTS, planted_traps
+from training.corpora.splits import evaluation_cases, pretraining_cases
 from universal_model_hub.errors import ConfigError, GeometryError, VolumeError
 
 
@@ -239,10 +241,18 @@ def test_missing_raw_file(tmp_path):
         assert len(CORPORA["luna16"].cases(folder)) == 9
 
 
+def test_no_test_subset_means_no_evaluation(tmp_path):
+    folder = tiny_corpora.luna16(tmp_path, num_subsets=7)
+
+    assert len(pretraining_cases("luna16", folder)) == 7
+    with pytest.raises(ConfigError, match="no test case"):
+        evaluation_cases("luna16", folder)
+
+
 def test_missing_subset(tmp_path):
     folder = tiny_corpora.luna16(tmp_path, num_subsets=9)
 
-    assert findings("luna16", folder)["missing_subset"].file == "subset9"
+    assert "none in subset9." in findings("luna16", folder)["missing_subset"].what
 
 
 def test_nodule_annotated_twice(tmp_path):
@@ -546,6 +556,52 @@ def test_no_personal_data_in_the_report(tmp_path, capsys):
     assert "Hidden" not in text
     assert "1931" not in text
     assert str(tmp_path) not in text
+
+
+# ---- phantoms ----
+
+# What the checks call a trap that the phantoms call otherwise.
+CODES = {"duplicate_subject": "several_scans"}
+WARNINGS = {"apple_double", "false_spacing", "several_scans", "stray_421", "unknown_seriesuid"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["luna16", "adni"]
+    + [pytest.param(n, marks=pytest.mark.slow) for n in ("lits2017", "brats2018", "msd_heart")]
+    + [pytest.param("mmwhs", marks=pytest.mark.slow)],
+)
+def test_every_trap_that_phantoms_can_have_is_found_in_its_file(tmp_path, name):
+    traps = [trap for trap in LAYOUTS[name][0].traps if trap != "false_spacing"]
+    write_corpus(name, tmp_path / name, len(traps) + 1, seed=3, size="toy", traps=traps)
+
+    found = inspect(CORPORA[name], tmp_path / name).findings
+    planted = planted_traps(tmp_path / name)
+    assert set(planted) == set(traps)
+    for trap, files in planted.items():
+        matching = [f for f in found if f.code == CODES.get(trap, trap)]
+        assert matching, trap
+        mild = CODES.get(trap, trap) in WARNINGS or (name, trap) == ("adni", "nan_voxels")
+        assert {f.severity for f in matching} == {"warning" if mild else "error"}
+        if trap not in ("apple_double", "duplicate_subject"):  # these are counted, not named
+            assert {f.file for f in matching} == set(files)
+    assert {f.code for f in found} <= {CODES.get(t, t) for t in traps} | {"missing_subset"}
+
+
+@pytest.mark.parametrize("name", ["luna16", "adni"])
+def test_phantoms_without_traps_are_clean(tmp_path, name):
+    write_corpus(name, tmp_path / name, 2, seed=1, size="toy")
+
+    found = inspect(CORPORA[name], tmp_path / name).findings
+    assert {finding.code for finding in found} <= {"missing_subset"}
+
+
+def test_false_spacing_of_phantoms(tmp_path):
+    write_corpus("lits2017", tmp_path / "x", 2, seed=1, size="toy", traps=["false_spacing"])
+
+    survey = inspect(CORPORA["lits2017"], tmp_path / "x", fast=True)
+    files = {f.file for f in survey.findings if f.code == "false_spacing"}
+    assert files == set(planted_traps(tmp_path / "x")["false_spacing"])
 
 
 # ---- the command ----

@@ -50,12 +50,7 @@ def survey(folder: Path) -> Survey:
     findings: list[Finding] = []
     found: dict[str, Case] = {}
     for subset in SUBSETS:
-        paths = visible(root / subset, "*.mhd")
-        if not paths:
-            what = f"Expected volumes in {subset}, got none."
-            fix = "Fetch it; the split is by subset."
-            findings.append(warning("missing_subset", what, fix, file=subset))
-        for path in paths:
+        for path in visible(root / subset, "*.mhd"):
             case = Case(
                 corpus=NAME,
                 subject=path.stem,
@@ -74,6 +69,10 @@ def survey(folder: Path) -> Survey:
                 found[path.stem] = case
     cases = tuple(found[series] for series in sorted(found))
     counts = Counter(case.group for case in cases)
+    if missing := [subset for subset in SUBSETS if not counts[subset]]:
+        what = f"Expected volumes in ten subsets, got none in {', '.join(missing)}."
+        fix = "Fetch them; subsets 0 to 6 are for training, 7 to 9 for the test."
+        findings.append(warning("missing_subset", what, fix))
     facts = {"volumes per subset": " ".join(str(counts[subset]) for subset in SUBSETS)}
     return Survey(cases, tuple(findings), facts)
 

@@ -195,6 +195,11 @@ def _usable(corpus: str, folder: Path, stage: str, side: str, seed: int) -> tupl
             CorpusWarning,
             stacklevel=3,
         )
+    if not chosen:
+        raise ConfigError(
+            f"Expected cases to {side} on in {folder}, got no "
+            f"{side} case of {len(cases)} ({parts.rule}). Add cases."
+        )
     if side == "train":
         refuse_leak(chosen, parts.of(cases, "test"))
     return chosen
