@@ -160,7 +160,9 @@ def _notes(metric: Mapping[str, Any]) -> str:
 
 
 def _summary(config: ModelConfig) -> str:
-    arguments = ", ".join(f"{name}={value!r}" for name, value in config.arguments.items())
+    # As config.json has them, so that the same card comes from the model and from its folder.
+    written = config.to_json()["arguments"]
+    arguments = ", ".join(f"{name}={value!r}" for name, value in written.items())
     known = WEIGHTS.get(config.name)
     first = f"{known.summary}.\n\n" if known else ""
     head = "" if config.head_trained else " Its head is not trained."

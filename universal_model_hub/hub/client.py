@@ -150,7 +150,7 @@ def cause(error: Exception, repo: Repo) -> Exception | None:
 
 def is_passing(error: Exception) -> bool:
     """Whether the same request may well work in a moment."""
-    return _status(error) in BUSY or (_is_transport(error) and not _is_offline(error))
+    return status_of(error) in BUSY or (_is_transport(error) and not _is_offline(error))
 
 
 def as_our_error(error: Exception, repo: Repo, what: str) -> UniversalModelError:
@@ -165,7 +165,7 @@ def as_our_error(error: Exception, repo: Repo, what: str) -> UniversalModelError
 
     if isinstance(error, UniversalModelError):
         return error
-    status, asked = _status(error), f"{what} of {repo.repo_id} on {repo.host}"
+    status, asked = status_of(error), f"{what} of {repo.repo_id} on {repo.host}"
     if _is_offline(error):
         return OfflineError(
             f"Expected to ask for {asked}, but HF_HUB_OFFLINE is set. Unset it, or download the "
@@ -222,7 +222,8 @@ def _unanswered(error: Exception, repo: Repo, asked: str) -> UniversalModelError
     return DownloadError(f"The request for {asked} failed ({type(error).__name__}). Try again.")
 
 
-def _status(error: Exception) -> int | None:
+def status_of(error: Exception) -> int | None:
+    """Return the HTTP status that an error of the client stands for, if any."""
     response = getattr(error, "response", None)
     return getattr(response, "status_code", None)
 
