@@ -233,6 +233,15 @@ def test_a_model_of_the_hub_is_downloaded_and_proven(hub: LocalHub, tmp_path: Pa
     assert model.folder == model.config.parent
 
 
+def test_a_download_brings_the_card_if_there_is_one(hub: LocalHub, tmp_path: Path):
+    options = {"endpoint": hub.url, "cache_dir": tmp_path / "c"}
+    model = download_model("hf-hub:org/tiny", **options)
+    assert sorted(path.name for path in model.folder.iterdir()) == sorted(FILES)
+    hub.add_repo("org/tiny", {"README.md": b"# Tiny"})
+    model = download_model("hf-hub:org/tiny", **options)
+    assert (model.folder / "README.md").read_bytes() == b"# Tiny"
+
+
 def test_the_configuration_is_asked_for_first(hub: LocalHub, tmp_path: Path):
     resolve_model("hf-hub:org/tiny", endpoint=hub.url, cache_dir=tmp_path / "c")
     assert hub.requests[0].path.endswith("/config.json")

@@ -9,7 +9,7 @@ from universal_model_hub.catalog import WEIGHTS, Weights, get_weights
 from universal_model_hub.errors import ConfigError, WeightsError
 
 HUB_SCHEME, FOLDER_SCHEME = "hf-hub:", "local-dir:"
-WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+WEIGHTS_FILE, CONFIG_FILE, CARD_FILE = "model.safetensors", "config.json", "README.md"
 SCHEMES = "Write hf-hub:{0} for a repository on the Hub, or local-dir:{0} for a folder."
 
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"

@@ -1,5 +1,6 @@
 """From a model's name to a folder on this machine whose content was checked."""
 
+import contextlib
 import os
 import warnings
 from dataclasses import dataclass
@@ -7,12 +8,19 @@ from pathlib import Path
 from typing import Literal
 
 from universal_model_hub.catalog import Weights
-from universal_model_hub.errors import ConfigError, IntegrityError, OfflineError, WeightsError
+from universal_model_hub.errors import (
+    ConfigError,
+    IntegrityError,
+    NotFoundError,
+    OfflineError,
+    WeightsError,
+)
 from universal_model_hub.files import parse_json, sha256_of
 from universal_model_hub.hub.cache import RepoCache, default_cache
 from universal_model_hub.hub.client import Repo, ask
 from universal_model_hub.hub.fetch import Fetched, fetch
 from universal_model_hub.hub.names import (
+    CARD_FILE,
     CONFIG_FILE,
     WEIGHTS_FILE,
     HubName,
@@ -115,10 +123,10 @@ def download_model(
 ) -> LocalModel:
     """Bring a model into the cache, so that it loads without a network from then on.
 
-    What is cached already is hashed again and, if damaged, repaired. Arguments and errors are those
-    of ``resolve_model``.
+    What is cached already is hashed again and, if damaged, repaired; the model's card comes too, if
+    it has one. Arguments and errors are those of ``resolve_model``.
     """
-    return resolve_model(
+    model = resolve_model(
         name,
         revision=revision,
         cache_dir=cache_dir,
@@ -126,6 +134,13 @@ def download_model(
         endpoint=endpoint,
         verify=True,
     )
+    if model.repo_id is not None and model.revision is not None:
+        repo = repo_of(model.repo_id, cache_dir=cache_dir, token=token, endpoint=endpoint)
+        offline = _reason_to_stay_offline(False)
+        # The model is whole without its card.
+        with contextlib.suppress(NotFoundError, OfflineError):
+            fetch(repo, model.revision, CARD_FILE, offline=offline, verify=True)
+    return model
 
 
 def verify_model(
