@@ -5,21 +5,23 @@ channel plan. Padding instead of valid convolutions, and the sigmoid at the end,
 of the published checkpoints, so that a user's own file converts without loss (``published.py``).
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from universal_model_hub.errors import ConfigError, VolumeError
+from universal_model_hub.errors import ConfigError
+from universal_model_hub.networks.layers import (
+    ConvUnit,
+    Normalization,
+    crop,
+    pad_to_stride,
+    run_level,
+)
 
 NUM_LEVELS = 4  # three poolings of 2
 STRIDE = 8  # voxels of the input grid a voxel of the deepest level spans, per axis
-
-Normalization = Literal["running", "batch"]
 
 
 class FeatureInfo(NamedTuple):
@@ -28,38 +30,6 @@ class FeatureInfo(NamedTuple):
     channels: int
     stride: int  # input voxels per feature voxel, the same along X, Y and Z
     level: int  # 0 is the input grid
-
-
-class BatchStatisticsNorm3d(nn.BatchNorm3d):
-    """Batch norm that uses the batch's own mean and variance in eval mode too.
-
-    The published checkpoints were trained and evaluated this way: their outputs depend on the
-    batch and on the size of the cube. Training updates the running buffers as usual; eval leaves
-    them alone.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalize (N, C, X, Y, Z) by its own statistics."""
-        if self.training:
-            return super().forward(input)
-        # The function below F.batch_norm: it also takes one value a channel (an 8-voxel cube).
-        return torch.batch_norm(
-            input, self.weight, self.bias, None, None, True, 0.0, self.eps, True
-        )
-
-
-class ConvUnit(nn.Module):
-    """Convolution of 3 x 3 x 3 with bias, batch norm, ReLU; the size stays."""
-
-    def __init__(self, in_channels: int, out_channels: int, normalization: Normalization) -> None:
-        super().__init__()
-        self.conv = nn.Conv3d(in_channels, out_channels, kernel_size=3, padding=1)
-        self.norm = _norm(out_channels, normalization)
-        self.activation = nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, in_channels, X, Y, Z) to (N, out_channels, X, Y, Z)."""
-        return self.activation(self.norm(self.conv(x)))
 
 
 class DownLevel(nn.Module):
@@ -157,20 +127,20 @@ class Encoder(nn.Module):
         Raises:
             VolumeError: If ``x`` does not have five axes of at least one voxel.
         """
-        features = self.pyramid(pad_to_stride(x), depth=max(self.out_indices) + 1)
+        features = self.pyramid(pad_to_stride(x, STRIDE), depth=max(self.out_indices) + 1)
         return [crop(features[k], _level_shape(x, k)) for k in self.out_indices]
 
     def pyramid(self, x: Tensor, depth: int = NUM_LEVELS) -> list[Tensor]:
         """Return the maps of the first ``depth`` levels; sides must be multiples of 8."""
         features: list[Tensor] = []
         for level in list(self.levels)[:depth]:
-            x = _run(level, self.pool(features[-1]) if features else x, on=self.checkpointing)
+            x = run_level(level, self.pool(features[-1]) if features else x, on=self.checkpointing)
             features.append(x)  # level k: (N, 2 * width * 2**k, X / 2**k, Y / 2**k, Z / 2**k)
         return features
 
     def embed(self, x: Tensor) -> Tensor:
         """Return (N, F): the mean of the deepest map of (N, C, X, Y, Z), F = 16 * width."""
-        deepest = self.pyramid(pad_to_stride(x))[-1]
+        deepest = self.pyramid(pad_to_stride(x, STRIDE))[-1]
         return crop(deepest, _level_shape(x, NUM_LEVELS - 1)).mean(dim=(2, 3, 4))
 
 
@@ -193,7 +163,7 @@ class Decoder(nn.Module):
         """Map the four maps of ``Encoder.pyramid`` to (N, 2 * width, X, Y, Z)."""
         x = features[-1]
         for level, skip in zip(self.levels, reversed(features[:-1]), strict=True):
-            x = _run(level, x, skip, on=self.checkpointing)
+            x = run_level(level, x, skip, on=self.checkpointing)
         return x
 
 
@@ -253,27 +223,9 @@ class UNet3D(nn.Module):
         Raises:
             VolumeError: If ``x`` does not have five axes of at least one voxel.
         """
-        features = self.encoder.pyramid(pad_to_stride(x))
+        features = self.encoder.pyramid(pad_to_stride(x, STRIDE))
         restored = self.head(crop(self.decoder(features), x.shape[2:]))
         return torch.sigmoid(restored) if self.activation == "sigmoid" else restored
-
-
-def pad_to_stride(x: Tensor, stride: int = STRIDE) -> Tensor:
-    """Pad (N, C, X, Y, Z) with 0 at the high end of X, Y, Z to multiples of ``stride``."""
-    if x.ndim != 5 or 0 in x.shape[2:]:
-        raise VolumeError(
-            f"Expected a batch (N, C, X, Y, Z) of at least one voxel, got shape {tuple(x.shape)}. "
-            "Add the axes that are missing, as in volume[None, None]."
-        )
-    short = [-side % stride for side in x.shape[2:]]
-    if not any(short):
-        return x
-    return F.pad(x, (0, short[2], 0, short[1], 0, short[0]))
-
-
-def crop(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """Keep the low end of (N, C, X, Y, Z): X, Y, Z become ``shape``."""
-    return x[:, :, : shape[0], : shape[1], : shape[2]]
 
 
 def _level_shape(x: Tensor, level: int) -> list[int]:
@@ -293,35 +245,3 @@ def _levels_of(out_indices: Sequence[int] | None) -> tuple[int, ...]:
             f"got {out_indices!r}."
         )
     return tuple(levels)
-
-
-def _norm(channels: int, normalization: Normalization) -> nn.BatchNorm3d:
-    if normalization == "running":
-        return nn.BatchNorm3d(channels)
-    if normalization == "batch":
-        return BatchStatisticsNorm3d(channels)
-    raise ConfigError(f"Expected normalization 'running' or 'batch', got {normalization!r}.")
-
-
-def _run(level: nn.Module, *inputs: Tensor, on: bool) -> Tensor:
-    """Run one level, with its activations recomputed in the backward pass when ``on``."""
-    if not on or not torch.is_grad_enabled():
-        return level(*inputs)
-
-    contexts: Callable = lambda: (contextlib.nullcontext(), _statistics_kept(level))  # noqa: E731
-    return checkpoint(level, *inputs, use_reentrant=False, context_fn=contexts)
-
-
-@contextlib.contextmanager
-def _statistics_kept(level: nn.Module) -> Iterator[None]:
-    """Leave running statistics alone: the recomputation would count every batch twice."""
-    norms = [module for module in level.modules() if isinstance(module, nn.BatchNorm3d)]
-    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
-    try:
-        for norm, _, counted in before:
-            norm.momentum = 0.0
-            norm.num_batches_tracked = None if counted is None else counted.clone()
-        yield
-    finally:
-        for norm, momentum, counted in before:
-            norm.momentum, norm.num_batches_tracked = momentum, counted
