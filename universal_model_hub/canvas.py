@@ -4,13 +4,14 @@ Logits are interpolated first and decided after: a class border then falls where
 between voxels, and logits of all classes are held only for one block at a time.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 64 * 2**20  # interpolated logits held at once
+CHUNK_BYTES = 16 * 2**20  # of logits that are interpolated at once
 
 
 class Canvas:
@@ -42,8 +43,8 @@ class Canvas:
             origin: Model-grid index of the block's first voxel.
             own: Slices of the own grid.
         """
-        _, *sides = (s.stop - s.start for s in own)
-        plane_bytes = 4 * self.num_channels * sides[0] * sides[1]
+        sides = (max(s.stop - s.start, n) for s, n in zip(own[1:], logits.shape[2:], strict=True))
+        plane_bytes = 4 * self.num_channels * math.prod(sides)
         step = max(1, CHUNK_BYTES // plane_bytes)
         at = [p[s] - o for p, s, o in zip(self.positions, own, origin, strict=True)]
         for low in range(0, len(at[0]), step):

@@ -34,11 +34,11 @@ class Runner:
         with torch.inference_mode(), self._arithmetic():
             return self.network(cubes.to(self.device))
 
-    def probe(self, stride: int) -> tuple[Any, tuple[int, int, int], float]:
+    def probe(self, stride: int) -> tuple[Any, int, float]:
         """Run one small cube of zeros.
 
         Returns:
-            The output, the cube's (X, Y, Z), and activation bytes per voxel.
+            The output, the cube's side, and activation bytes per voxel.
 
         Raises:
             ConfigError: If the network cannot take a batch of one-channel cubes.
@@ -55,7 +55,7 @@ class Runner:
                 f"Expected a network that takes cubes of shape {tuple(cube.shape)} (N, C, X, Y, "
                 f"Z), but it failed: {reason}. Load it with in_channels=1."
             ) from error
-        return output, (side, side, side), bytes_per_voxel
+        return output, side, bytes_per_voxel
 
     @contextlib.contextmanager
     def _arithmetic(self) -> Iterator[None]:

@@ -22,7 +22,9 @@ from universal_model_hub.errors import ConfigError, TooLargeError
 
 MIB = 2**20
 FREE_SHARE = 0.5  # of the free memory a run takes unless told otherwise
-MARGIN = 1.15  # allocator rounding and what the library keeps for itself
+MARGIN = 1.15  # of the activations: alignment, and layouts that a kernel asks for
+# Freed blocks that the allocator keeps, and the libraries' own buffers; measured up to 135 MiB.
+SLACK = 160 * MIB
 _CONVOLUTIONS = ("conv", "mkldnn")  # operations that copy operands into a blocked layout
 
 
@@ -32,7 +34,7 @@ class Budget:
 
     Attributes:
         limit: Bytes, beyond what the process holds already.
-        fixed: Bytes of the arrays held from start to end.
+        fixed: Bytes of the arrays held from start to end, and of ``SLACK``.
         source: How the limit came about, for messages.
     """
 
@@ -102,11 +104,12 @@ def memory_budget(
     if device.type != "cpu":
         memory_budget(None, host, on_host=on_host, on_device=0)
         on_host = 0
+    fixed = int(on_host + on_device) + SLACK
     if memory_limit is None:
         limit = int(free_bytes(device) * FREE_SHARE)
-        budget = Budget(limit, int(on_host + on_device), f"half of what is free on {device}")
+        budget = Budget(limit, fixed, f"half of what is free on {device}")
     else:
-        budget = Budget(int(memory_limit), int(on_host + on_device), "memory_limit")
+        budget = Budget(int(memory_limit), fixed, "memory_limit")
     if budget.fixed > budget.limit:
         raise budget.too_large(0)
     return budget
