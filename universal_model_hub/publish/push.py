@@ -227,18 +227,19 @@ def _commit(
                 f"Someone committed to {repo.repo_id} meanwhile: {revision!r} is not at "
                 f"{head[:12]} any more. Nothing was changed. Look at it, then publish again."
             ) from cause(error, repo)
-        # The reply to a commit can get lost after the commit was made.
-        landed = _landed(repo, revision, head, contents) if is_passing(error) else None
+        # The reply to a commit can get lost, or be misread, after the commit was made.
+        unclear = status_of(error) is None or is_passing(error)
+        landed = _landed(repo, revision, contents) if unclear else None
         if landed is None:
             raise as_our_error(error, repo, "the upload") from cause(error, repo)
         return landed
 
 
-def _landed(repo: Repo, revision: str, head: str, contents: Mapping[str, bytes]) -> str | None:
-    """Return the branch's commit if it is a new one that holds what was sent."""
+def _landed(repo: Repo, revision: str, contents: Mapping[str, bytes]) -> str | None:
+    """Return the branch's commit if it holds what was sent."""
     try:
         now = _sha(repo, revision)
-        return None if now == head or _differing(repo, now, contents) else now
+        return None if _differing(repo, now, contents) else now
     except NotFoundError:
         return None
     except DownloadError as error:
