@@ -311,6 +311,26 @@ def test_a_bug_in_one_scan_does_not_cost_the_others(tmp_path, model, capsys, mon
     assert "hf_abc" not in shown
 
 
+def test_a_disk_that_fills_up_fails_its_file_and_keeps_the_others(
+    tmp_path, model, capsys, monkeypatch
+):
+    from universal_model_hub import files
+
+    def write(path, data):
+        if path.name == "b.npz":
+            raise OSError(28, "No space left on device", str(path))
+        return write_bytes(path, data)
+
+    write_bytes = files.write_bytes
+    monkeypatch.setattr(files, "write_bytes", write)
+    for name in "abc":
+        scan(tmp_path / "in" / f"{name}.nii")
+    out = tmp_path / "out"
+    assert umh("embed", tmp_path / "in", "-o", out, "--model", model, "--modality", "CT") == 2
+    assert sorted(path.name for path in out.iterdir()) == ["a.npz", "c.npz", "index.csv"]
+    assert "b.nii: No space left on device" in capsys.readouterr().err
+
+
 def test_i21_difficult_names_come_through(tmp_path, model, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = ["-dash.nii", "zwei Wörter.nii.gz", "quote'\".nii", "a.b.c.nii"]

@@ -90,6 +90,26 @@ def test_c04_a_signal_that_a_library_wraps_still_counts(tmp_path):
     assert errors.count("\n") == 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_c04_a_stopped_command_leaves_nothing(tmp_path, seed):
+    noise = np.random.default_rng(seed).integers(-1000, 1000, (200, 200, 200)).astype(np.int16)
+    save_volume(Volume(noise, np.eye(4)), tmp_path / "scan.nii")
+    out = tmp_path / "out"
+    out.mkdir()
+    command = ["preprocess", tmp_path / "scan.nii", "-o", out / "cube.nii.gz", "--modality", "CT"]
+    with start("-m", "universal_model_hub", *command) as process:
+        time.sleep(random.Random(seed).uniform(0.5, 5))
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    if process.returncode == 0:  # it was faster
+        assert load_volume(out / "cube.nii.gz").shape == (200, 200, 200)
+    else:
+        assert process.returncode == 143
+        assert errors.count("\n") == 1
+        assert list(out.iterdir()) == []
+
+
 def test_the_old_signal_handlers_come_back():
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     assert main(["list", "--json"]) == 0

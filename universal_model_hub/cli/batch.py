@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from universal_model_hub.cli import messages
 from universal_model_hub.cli.planning import Job, Plan
-from universal_model_hub.errors import ConfigError, UniversalModelError
+from universal_model_hub.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,7 @@ def _attempt(job: Job, work: Callable[[Job], Mapping[str, Any]], *, debug: bool)
     except Exception as error:  # a bug that one scan shows must not cost the others
         if debug:
             messages.write(messages.redacted(traceback.format_exc()))
-        text = str(error)
-        if not isinstance(error, UniversalModelError):
-            text = f"Unexpected {type(error).__name__}: {text}. Run it again with --debug."
-        text = messages.one_line(messages.redacted(text))
+        text = messages.one_line(messages.redacted(messages.describe(error, debug=debug)))
         messages.error(f"{job.source}: {text}")
         return Outcome(job, "failed", error=text)
 

@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the error and exit with 2."""
-        if "unrecognized arguments: -" in message:
+        if "unrecognized arguments: -" in message or "required: INPUT" in message:
             message += ". A file whose name starts with '-' is written as ./-NAME"
         messages.error(f"{message}. See: {self.prog} --help")
         sys.exit(2)
@@ -97,19 +97,10 @@ def exit_code(error: BaseException, stop: Stop, *, debug: bool) -> int:
         return 128 + stop.signum
     if isinstance(error, BrokenPipeError):  # as in `umh list | head -1`: the reader has enough
         return 0
+    messages.error(messages.describe(error, debug=debug))
     if isinstance(error, UniversalModelError):
-        messages.error(str(error))
         return error.exit_code
-    if isinstance(error, OSError):
-        where = f" ({error.filename})" if error.filename else ""
-        messages.error(f"{error.strerror or error}{where}. Check the place, its rights and space.")
-        return 2
-    if isinstance(error, MemoryError):
-        messages.error("Out of memory. Free some, or pass a lower --memory-limit.")
-        return 2
-    hint = "" if debug else " Run again with --debug and report what it shows."
-    messages.error(f"Unexpected {type(error).__name__}: {error}.{hint}")
-    return BUG
+    return 2 if isinstance(error, OSError | MemoryError) else BUG
 
 
 def drop_unwritable_stdout() -> None:

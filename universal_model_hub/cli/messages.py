@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from universal_model_hub.errors import UniversalModelError
+
 PACKAGE = Path(__file__).parent.parent
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 SECRETS = re.compile(r"hf_[A-Za-z0-9]{4,}|(?<=Bearer )\S+|(?<=://)[^/@\s]+(?=@)")
@@ -22,6 +24,19 @@ def say(text: str) -> None:
 def error(text: str) -> None:
     """Write the one line of an error."""
     say(f"error: {text}")
+
+
+def describe(error: BaseException, *, debug: bool) -> str:
+    """Return what to tell about an error; the package's own already say what to do."""
+    if isinstance(error, UniversalModelError):
+        return str(error)
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror or error}{where}. Check the place, its rights and space."
+    if isinstance(error, MemoryError):
+        return "Out of memory. Free some, or pass a lower --memory-limit."
+    hint = "" if debug else " Run again with --debug and report what it shows."
+    return f"Unexpected {type(error).__name__}: {error}.{hint}"
 
 
 def write(text: str) -> None:
