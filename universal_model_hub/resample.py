@@ -319,8 +319,9 @@ def _checked_grid(
 def _check_bytes(sizes: tuple[int, ...], itemsize: int, max_bytes: int) -> None:
     need = math.prod(sizes) * itemsize
     if need > max_bytes:
+        voxels = " x ".join(f"{n:,}" for n in sizes)
         raise TooLargeError(
-            f"A result of {' x '.join(map(str, sizes))} voxels needs {need / 2**30:,.1f} GiB, "
-            f"above the limit of {max_bytes / 2**30:,.1f} GiB. Check the spacing (in mm?), "
-            "crop the scan, or raise max_bytes."
+            f"Expected a result of at most {max_bytes / 2**30:,.1f} GiB, got a grid of {voxels} "
+            f"voxels, which needs {need / 2**30:,.1f} GiB. Check the spacing (is it in mm?), crop "
+            "the scan, or raise max_bytes."
         )

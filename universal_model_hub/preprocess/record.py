@@ -1,6 +1,5 @@
 """The two grids of a scan, its own and the model's, and the way back from one to the other."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -15,8 +14,6 @@ from universal_model_hub.preprocess.settings import Preprocessing
 from universal_model_hub.resample import MAX_BYTES, resample
 from universal_model_hub.volume import Volume
 
-# Voxels: a field of view of n + 1/2 voxels rounds up, also where a header's float32 shaved it.
-HALF_TOLERANCE = 1e-3
 SAME_SPACING = 1e-5  # relative difference of spacings that count as equal
 
 Triple = tuple[int, int, int]
@@ -161,8 +158,12 @@ def model_grid(volume: Volume, preprocessing: Preprocessing) -> Grid:
     own_shape = [volume.shape[axis] for axis in axes]
     own_spacing = [volume.spacing[axis] for axis in axes]
     spacing = own_spacing if preprocessing.spacing is None else preprocessing.spacing
-    scale = [_step(new / old) for new, old in zip(spacing, own_spacing, strict=True)]
-    shape = [_side(side / step) for side, step in zip(own_shape, scale, strict=True)]
+    scale, shape = [], []
+    for side, old, new in zip(own_shape, own_spacing, spacing, strict=True):
+        # A header's float32 spacing of 0.99999994 mm is 1 mm: voxels are kept, not interpolated.
+        same = abs(new / old - 1) < SAME_SPACING
+        scale.append(1.0 if same else new / old)
+        shape.append(side if same else max(1, round(side * old / new)))
     offset = [
         (own - 1) / 2 - step * (new - 1) / 2
         for own, new, step in zip(own_shape, shape, scale, strict=True)
@@ -175,15 +176,6 @@ def model_grid(volume: Volume, preprocessing: Preprocessing) -> Grid:
 def model_shape(volume: Volume, preprocessing: Preprocessing) -> Triple:
     """Return the (X, Y, Z) that a network will see of a scan, before anything is resampled."""
     return model_grid(volume, preprocessing).model_shape
-
-
-def _step(exact: float) -> float:
-    # A header's float32 spacing of 0.99999994 mm is 1 mm: then voxels are kept, not interpolated.
-    return 1.0 if abs(exact - 1) < SAME_SPACING else exact
-
-
-def _side(exact: float) -> int:
-    return max(1, math.floor(min(exact, 1e18) + 0.5 + HALF_TOLERANCE))
 
 
 def _three(values: Sequence[Any]) -> tuple[Any, Any, Any]:
