@@ -9,9 +9,15 @@ import numpy as np
 from training.corpora.phantom.deform import smooth_noise
 from training.corpora.phantom.shapes import Canvas, Shape, ellipsoid, frame, paint, tube, union
 from training.corpora.phantom.tissues import TISSUES, tissue_mask
-from training.corpora.phantom.vessels import grow_tree, paint_tree
+from training.corpora.phantom.vessels import grow_trees, paint_trees
 
 _ROOM = tissue_mask("visceral_fat")
+# Where the portal vein enters and the hepatic veins leave, and where their branches lead.
+_LIVER_ROOTS = ((34.0, -4.0, -118.0), (26.0, -16.0, -66.0))
+_LIVER_BRANCHES = (
+    (0.9, 0.3, 0.2), (0.6, -0.5, 0.4), (-0.7, 0.6, 0.3), (0.7, 0.1, -0.5),
+    (0.8, 0.4, -0.3), (0.2, 0.9, -0.2), (-0.6, 0.7, -0.1),
+)  # fmt: skip
 
 
 def paint_abdomen(canvas: Canvas, rng: np.random.Generator) -> None:
@@ -62,14 +68,10 @@ def _paint_liver(canvas: Canvas, wobble: np.ndarray, rng: np.random.Generator) -
         [ellipsoid((20, -30, -150), (44, 40, 40)), ellipsoid((30, 28, -168), (30, 40, 36))], 14
     )
     paint(canvas, hollow, "visceral_fat", over=tissue_mask("liver"))
-    for direction in ((0.9, 0.3, 0.2), (0.6, -0.5, 0.4), (-0.7, 0.6, 0.3), (0.7, 0.1, -0.5)):
-        heading = np.array(direction) + rng.normal(0, 0.15, 3)
-        tree = grow_tree(np.array([34, -4, -118]), heading, 6.0, rng)
-        paint_tree(canvas, tree, "liver_vessel", "liver")
-    for direction in ((0.8, 0.4, -0.3), (0.2, 0.9, -0.2), (-0.6, 0.7, -0.1)):
-        heading = np.array(direction) + rng.normal(0, 0.15, 3)
-        tree = grow_tree(np.array([26, -16, -66]), heading, 5.0, rng)
-        paint_tree(canvas, tree, "liver_vessel", "liver")
+    start = np.repeat(_LIVER_ROOTS, (4, 3), axis=0)
+    direction = np.array(_LIVER_BRANCHES) + rng.normal(0, 0.15, start.shape)
+    trees = grow_trees(start, direction, np.repeat([6.0, 5.0], (4, 3)), rng)
+    paint_trees(canvas, trees, "liver_vessel", "liver")
     gallbladder = tube([(36, 22, -142), (44, 34, -168)], [6, rng.uniform(9, 15)])
     for part in gallbladder:
         paint(canvas, part, "gallbladder", over=tissue_mask("visceral_fat", "liver"))

@@ -17,6 +17,7 @@ class Grid(NamedTuple):
     shape: tuple[int, int, int]  # (X, Y, Z)
     spacing: tuple[float, float, float]  # mm
     origin: tuple[float, float, float]  # mm, center of voxel (0, 0, 0)
+    field_mm: tuple[float, float, float]  # as asked for; shape times spacing is near it
 
     @property
     def affine(self) -> np.ndarray:
@@ -39,7 +40,7 @@ def grid_of(
     """Return the grid that covers a field of view around a center, both in mm."""
     shape = tuple(max(1, round(f / s)) for f, s in zip(field_mm, spacing, strict=True))
     origin = tuple(c - s * (n - 1) / 2 for c, s, n in zip(center, spacing, shape, strict=True))
-    return Grid(shape, spacing, origin)  # type: ignore[arg-type]
+    return Grid(shape, spacing, origin, field_mm)  # type: ignore[arg-type]
 
 
 def smooth_noise(grid: Grid, knot_mm: float, rng: np.random.Generator) -> np.ndarray:
@@ -48,12 +49,12 @@ def smooth_noise(grid: Grid, knot_mm: float, rng: np.random.Generator) -> np.nda
     Returns:
         (X, Y, Z) float32. Blobs are about twice the knot distance wide.
     """
-    matrices = [_spline_matrix(grid, axis, knot_mm) for axis in range(3)]
-    shape = [matrix.shape[1] for matrix in matrices]
+    splines = [_spline(grid, axis, knot_mm) for axis in range(3)]
+    shape = [spline.num_knots for spline in splines]
     field = rng.standard_normal(shape, dtype=np.float32) / np.float32(_SPLINE_SD)
-    for matrix in matrices:
-        # Contracts the leading axis and appends the new one: after three rounds X, Y, Z again.
-        field = np.tensordot(field, matrix, axes=(0, 1))
+    # Axis by axis, four knots a voxel. No matrix product: its bits depend on the BLAS library.
+    for axis in (2, 1, 0):
+        field = _interpolated(field, splines[axis], axis)
     return field
 
 
@@ -67,13 +68,30 @@ def random_displacement(
     return np.stack([amplitude_mm * smooth_noise(grid, knot_mm, rng) for _ in range(3)])
 
 
-def _spline_matrix(grid: Grid, axis: int, knot_mm: float) -> np.ndarray:
-    """Cubic B-spline basis, (n, knots) float32: row i weighs the knots around voxel i."""
+class _Spline(NamedTuple):
+    first: np.ndarray  # (n,) first of the four knots that reach a voxel
+    weights: np.ndarray  # (4, n) float32
+    num_knots: int
+
+
+def _spline(grid: Grid, axis: int, knot_mm: float) -> _Spline:
+    """Cubic B-spline basis along an axis."""
     n, spacing = grid.shape[axis], grid.spacing[axis]
-    num_knots = int(np.ceil(n * spacing / knot_mm)) + 4
+    num_knots = int(np.ceil(grid.field_mm[axis] / knot_mm)) + 5 + int(spacing // knot_mm)
     # Centered on the field of view, so that the spacing does not move the knots.
     position = (np.arange(n) - (n - 1) / 2) * spacing / knot_mm + (num_knots - 1) / 2
-    distance = np.abs(position[:, None] - np.arange(num_knots)[None, :])
+    first = np.floor(position).astype(np.intp) - 1
+    distance = np.abs(position - (first + np.arange(4)[:, None]))
     near = 2 / 3 - distance**2 + distance**3 / 2
     far = np.clip(2 - distance, 0, None) ** 3 / 6
-    return np.where(distance < 1, near, far).astype(np.float32)
+    return _Spline(first, np.where(distance < 1, near, far).astype(np.float32), num_knots)
+
+
+def _interpolated(field: np.ndarray, spline: _Spline, axis: int) -> np.ndarray:
+    shape = [1, 1, 1]
+    shape[axis] = -1
+    total = np.float32(0)
+    for knot in range(4):
+        weight = spline.weights[knot].reshape(shape)
+        total = total + weight * np.take(field, spline.first + knot, axis=axis)
+    return np.asarray(total)

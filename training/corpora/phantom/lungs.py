@@ -12,7 +12,7 @@ from training.corpora.phantom.heart import heart_hull
 from training.corpora.phantom.shapes import Canvas, ellipsoid, paint, segment, tube
 from training.corpora.phantom.tissues import TISSUES, tissue_mask
 from training.corpora.phantom.torso import TorsoFields, spine_hull
-from training.corpora.phantom.vessels import grow_tree, paint_tree
+from training.corpora.phantom.vessels import grow_trees, paint_trees
 
 _TRACHEA = ((0, -22, 210), (0, -24, 150), (1, -28, 100), (3, -30, 62))
 _BRONCHI = (
@@ -47,14 +47,17 @@ def paint_lungs(canvas: Canvas, fields: TorsoFields, rng: np.random.Generator) -
     paint(canvas, spine_hull(), "muscle", grow=-2, over=tissue_mask("lung", "fat"))
     _paint_esophagus(canvas)
     _paint_airways(canvas, rng)
-    for hilum in _HILA:
-        for lobe in _LOBES:
-            side = np.sign(hilum[0])
-            for _ in range(3):
-                direction = np.array(lobe) * (side, 1, 1) + rng.normal(0, 0.3, 3)
-                start = np.array(hilum) + rng.normal(0, 5, 3)
-                tree = grow_tree(start, direction, rng.uniform(3.6, 5.2), rng)
-                paint_tree(canvas, tree, "lung_vessel", "lung")
+    start = np.repeat(_HILA, 3 * len(_LOBES), axis=0)
+    sides = np.sign(start[:, :1])
+    direction = np.tile(np.repeat(_LOBES, 3, axis=0), (2, 1))
+    direction[:, :1] *= sides
+    trees = grow_trees(
+        start + rng.normal(0, 5, start.shape),
+        direction + rng.normal(0, 0.3, start.shape),
+        rng.uniform(3.6, 5.2, len(start)),
+        rng,
+    )
+    paint_trees(canvas, trees, "lung_vessel", "lung")
 
 
 def paint_nodules(canvas: Canvas, num_nodules: int, rng: np.random.Generator) -> list[Nodule]:

@@ -69,7 +69,7 @@ def _rows(seed: int, spacing_mm: float) -> list[Row]:
     volume = render_mr(heart, rng, "bSSFP", MR_SCANNERS["north_1.5T"])
     rows.append(Row("heart, MR, bSSFP", volume, _window(volume), heart, rows[-1].outlined))
     rng = np.random.default_rng([seed, len(rows)])
-    brain = make_subject("brain", rng, min(spacing_mm, 1.25), tumor="HGG")
+    brain = make_subject("brain", rng, 0.8 * spacing_mm, tumor="HGG")
     parts = (("edema",), ("tumor_core",), ("enhancing_tumor",))
     for number, sequence in enumerate(("T1", "T1c", "T2", "FLAIR")):
         volume = render_mr(brain, rng, sequence, MR_SCANNERS["east_3T"], stripped=number > 0)

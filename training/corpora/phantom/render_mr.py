@@ -78,7 +78,7 @@ def render_mr(
     signal = ndimage.gaussian_filter(signal, sigma, mode="nearest", truncate=3)
     strength = scanner.bias * (0.2 if unbiased else 1.0)
     signal *= np.exp(strength * smooth_noise(grid, 90, rng))
-    magnitude = _acquired_in_slices(np.clip(signal, 0, None), grid, scanner, rng)
+    magnitude = acquired_in_slices(np.clip(signal, 0, None), grid, scanner, rng)
     magnitude *= np.float32(scanner.peak * np.exp(rng.normal(0, 0.55)))
     stored = np.clip(np.rint(magnitude), 0, 32767)
     if stripped:
@@ -92,8 +92,8 @@ def tissue_signal(
 ) -> np.ndarray:
     """Signal of each tissue in this subject, (K,) float32; timing varies by some percent."""
     strong = scanner.field_tesla > 2
-    t1 = tissue_values("t1_ms") * np.exp(0.06 * subject.variation[:, 1])
-    t2 = tissue_values("t2_ms") * np.exp(0.07 * subject.variation[:, 2])
+    t1 = tissue_values("t1_ms") * np.exp(0.045 * subject.variation[:, 1])
+    t2 = tissue_values("t2_ms") * np.exp(0.05 * subject.variation[:, 2])
     t1, t2 = (t1 * 1.22, t2 * 0.92) if strong else (t1, t2)
     density = tissue_values("density")
     jitter = np.exp(rng.normal(0, 0.06, 3))
@@ -112,6 +112,35 @@ def tissue_signal(
     else:
         signal = _balanced_ssfp(t1, t2, 3.6 * jitter[0], 60.0 * jitter[1])
     return (density * signal).astype(np.float32)
+
+
+def acquired_in_slices(
+    signal: np.ndarray, grid: Grid, scanner: MRScanner, rng: np.random.Generator
+) -> np.ndarray:
+    """Average over thick slices, add the noise of two channels, interpolate back to the grid.
+
+    Args:
+        signal: (X, Y, Z), 0 or more.
+        grid: Of the signal.
+        scanner: Its noise and slice thickness.
+        rng: Draws the noise.
+
+    Returns:
+        (X, Y, Z) float32: magnitudes, so noise is Rician.
+    """
+    factor = max(1, round(scanner.slice_mm / grid.spacing[2]))
+    num_slices = -(-grid.shape[2] // factor)
+    padded = np.pad(signal, [(0, 0), (0, 0), (0, num_slices * factor - grid.shape[2])], mode="edge")
+    slices = padded.reshape(*grid.shape[:2], num_slices, factor).mean(axis=3)
+    noise = rng.standard_normal((2, *slices.shape), dtype=np.float32) * np.float32(scanner.noise)
+    slices = np.hypot(slices + noise[0], noise[1])
+    if factor == 1:
+        return slices
+    position = np.clip((np.arange(grid.shape[2]) - (factor - 1) / 2) / factor, 0, num_slices - 1)
+    low = np.minimum(position.astype(np.intp), max(0, num_slices - 2))
+    high = np.minimum(low + 1, num_slices - 1)
+    share = (position - low).astype(np.float32)
+    return slices[:, :, low] * (1 - share) + slices[:, :, high] * share
 
 
 def _with_agent(t1: np.ndarray) -> np.ndarray:
@@ -137,22 +166,3 @@ def _balanced_ssfp(t1: np.ndarray, t2: np.ndarray, tr: float, flip_degrees: floa
     e1, e2, flip = np.exp(-tr / t1), np.exp(-tr / t2), np.deg2rad(flip_degrees)
     steady = (1 - e1) / (1 - (e1 - e2) * np.cos(flip) - e1 * e2)
     return np.sin(flip) * steady * np.exp(-tr / (2 * t2))
-
-
-def _acquired_in_slices(
-    signal: np.ndarray, grid: Grid, scanner: MRScanner, rng: np.random.Generator
-) -> np.ndarray:
-    """Average over thick slices, add the noise of two channels, interpolate back to the grid."""
-    factor = max(1, round(scanner.slice_mm / grid.spacing[2]))
-    num_slices = -(-grid.shape[2] // factor)
-    padded = np.pad(signal, [(0, 0), (0, 0), (0, num_slices * factor - grid.shape[2])], mode="edge")
-    slices = padded.reshape(*grid.shape[:2], num_slices, factor).mean(axis=3)
-    noise = rng.standard_normal((2, *slices.shape), dtype=np.float32) * np.float32(scanner.noise)
-    slices = np.hypot(slices + noise[0], noise[1])
-    if factor == 1:
-        return slices
-    position = np.clip((np.arange(grid.shape[2]) - (factor - 1) / 2) / factor, 0, num_slices - 1)
-    low = np.minimum(position.astype(np.intp), max(0, num_slices - 2))
-    high = np.minimum(low + 1, num_slices - 1)
-    share = (position - low).astype(np.float32)
-    return slices[:, :, low] * (1 - share) + slices[:, :, high] * share

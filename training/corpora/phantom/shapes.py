@@ -99,11 +99,11 @@ def ellipsoid(center: Point, radii: Point, rotation: np.ndarray | None = None) -
     def distance(points: np.ndarray) -> np.ndarray:
         q = points - _column(c, points)
         if rotation is not None:
-            q = np.tensordot(axes.T, q, axes=1)
+            q = np.stack([_along(axis, q) for axis in axes.T])
         q /= _column(r, points)
-        unit = np.sqrt((q * q).sum(axis=0))
+        unit = np.sqrt(_along(q, q))
         q /= _column(r, points)
-        slope = np.sqrt((q * q).sum(axis=0))
+        slope = np.sqrt(_along(q, q))
         return unit * (unit - 1) / np.maximum(slope, np.float32(1e-6))
 
     return Shape(c - extent, c + extent, distance)
@@ -118,10 +118,10 @@ def segment(start: Point, end: Point, start_radius: float, end_radius: float) ->
 
     def distance(points: np.ndarray) -> np.ndarray:
         q = points - _column(a, points)
-        t = np.clip(np.tensordot(along / np.float32(length2), q, axes=1), 0, 1)
+        t = np.clip(_along(along / np.float32(length2), q), 0, 1)
         q -= t * _column(along, points)
         radius = np.float32(start_radius) + t * np.float32(end_radius - start_radius)
-        return np.sqrt((q * q).sum(axis=0)) - radius
+        return np.sqrt(_along(q, q)) - radius
 
     return Shape(np.minimum(a, b) - widest, np.maximum(a, b) + widest, distance)
 
@@ -168,7 +168,7 @@ def cut(shape: Shape, point: Point, normal: Point) -> Shape:
     n = n / np.float32(np.linalg.norm(n))
 
     def distance(points: np.ndarray) -> np.ndarray:
-        beyond = np.tensordot(n, points - _column(p, points), axes=1)
+        beyond = _along(n, points - _column(p, points))
         return np.maximum(shape.distance(points), beyond)
 
     return Shape(shape.low, shape.high, distance)
@@ -180,6 +180,10 @@ def frame(direction: Point) -> np.ndarray:
     side = np.cross(first, [0.0, 0.0, 1.0] if abs(first[2]) < 0.9 else [0.0, 1.0, 0.0])
     side /= np.linalg.norm(side)
     return np.stack([first, side, np.cross(first, side)], axis=1)
+
+
+def _along(vector: np.ndarray, points: np.ndarray) -> np.ndarray:
+    return vector[0] * points[0] + vector[1] * points[1] + vector[2] * points[2]
 
 
 def _column(vector: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -32,7 +32,10 @@ class PhantomSubject(NamedTuple):
         """Where the voxels lie."""
         X, Y, Z = self.labels.shape
         x, y, z = self.affine[:3, 3]
-        return Grid((X, Y, Z), self.spacing, (float(x), float(y), float(z)))
+        sx, sy, sz = self.spacing
+        return Grid(
+            (X, Y, Z), (sx, sy, sz), (float(x), float(y), float(z)), (X * sx, Y * sy, Z * sz)
+        )
 
     @property
     def spacing(self) -> Vector:
@@ -136,7 +139,9 @@ def _draw_brain(
     if tumor not in (None, "HGG", "LGG"):
         raise ConfigError(f"Expected tumor 'HGG', 'LGG' or None, got {tumor!r}.")
     drawn_atrophy = float(body.beta(2, 6))
-    size = np.exp(body.normal(0, 0.015 if normalized else 0.045, 3))
+    # MNI space is larger than the average brain.
+    mean, spread = (0.0, 0.015) if normalized else (-0.05, 0.04)
+    size = np.exp(body.normal(mean, spread, 3))
     displacement = random_displacement(grid, 1.5 if normalized else 2.6, 50, bends)
     displacement += random_displacement(grid, 0.8, 16, bends)
     drawn = draw_tumor(tumor == "HGG", lesion)

@@ -71,9 +71,9 @@ _TABLE = (
     Tissue("deep_nuclei", 37, 2, 2, 850, 84, 0.81, 0.04),
     Tissue("hippocampus", 37, 2, 2, 1000, 100, 0.86, 0.03),
     Tissue("wm_lesion", 22, 3, 3, 1050, 122, 0.84, 0.08),
-    Tissue("edema", 20, 4, 4, 1150, 116, 0.85, 0.10),
-    Tissue("tumor_core", 24, 6, 6, 1500, 150, 0.88, 0.16),
-    Tissue("enhancing_tumor", 36, 6, 6, 1150, 108, 0.86, 0.14),
+    Tissue("edema", 20, 4, 4, 1130, 123, 0.85, 0.12),
+    Tissue("tumor_core", 24, 6, 6, 1900, 150, 0.88, 0.18),
+    Tissue("enhancing_tumor", 36, 6, 6, 1200, 116, 0.86, 0.14),
     Tissue("eye", 10, 4, 3, 4000, 900, 0.97, 0.03),
 )
 

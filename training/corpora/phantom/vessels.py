@@ -19,16 +19,20 @@ class Branches(NamedTuple):
     radius: np.ndarray  # (P,) mm
 
 
-def grow_tree(
-    start: np.ndarray, direction: np.ndarray, radius: float, rng: np.random.Generator
+def grow_trees(
+    start: np.ndarray, direction: np.ndarray, radius: np.ndarray, rng: np.random.Generator
 ) -> Branches:
-    """Grow a tree down to 0.6 mm.
+    """Grow trees down to 0.6 mm, all at once.
 
     Radii at a fork follow Murray's law (r0^3 = r1^3 + r2^3); the thinner branch turns more.
+
+    Args:
+        start: (T, 3) mm, where each of T trees begins.
+        direction: (T, 3), of any length.
+        radius: (T,) mm.
+        rng: Draws lengths, bends and forks.
     """
-    begin = np.asarray(start, float).reshape(1, 3)
-    heading = _unit(np.asarray(direction, float).reshape(1, 3))
-    radii = np.array([radius])
+    begin, heading, radii = start, _unit(direction), radius
     generations = []
     while len(radii):
         P = len(radii)
@@ -49,12 +53,12 @@ def grow_tree(
     return Branches(*(np.concatenate(column) for column in zip(*generations, strict=True)))
 
 
-def paint_tree(canvas: Canvas, tree: Branches, tissue: str, inside: str) -> None:
+def paint_trees(canvas: Canvas, trees: Branches, tissue: str, inside: str) -> None:
     """Paint the branches that the grid can show, within one tissue only."""
     over = tissue_mask(inside)
-    visible = tree.radius >= 0.4 * max(canvas.grid.spacing)
+    visible = trees.radius >= 0.4 * max(canvas.grid.spacing)
     for start, end, radius in zip(
-        tree.start[visible], tree.end[visible], tree.radius[visible], strict=True
+        trees.start[visible], trees.end[visible], trees.radius[visible], strict=True
     ):
         paint(canvas, segment(start, end, radius, 0.92 * radius), tissue, over=over)
 
