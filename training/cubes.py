@@ -54,10 +54,12 @@ class CubeStore:
 
     def __init__(self, folder: Path, *, verify: bool = False) -> None:
         self.folder = folder
-        headers = sorted(p for p in folder.glob("*.json") if p.name != "store.json")
+        # A killed preparation can leave a hidden temporary file, which this pattern matches too.
+        found = (p for p in folder.glob("*.json") if not p.name.startswith("."))
+        headers = sorted(p for p in found if p.name != "store.json")
         if not headers:
             raise ConfigError(
-                f"{folder} holds no prepared cubes. Run python -m training.cubes first."
+                f"{folder} holds no prepared cubes. Run python -m training.prepare first."
             )
         self.records: list[CubeRecord] = []
         digest = hashlib.sha256()

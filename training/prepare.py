@@ -23,7 +23,7 @@ from tqdm import tqdm
 from training.config import Recipe, load_recipe
 from training.corpora import CORPORA
 from training.corpora.case import Case
-from training.corpora.splits import pretraining_cases
+from training.corpora.splits import fine_tuning_cases, pretraining_cases
 from training.cubes import prepare_case
 from universal_model_hub.errors import ConfigError, UniversalModelError
 from universal_model_hub.files import write_json
@@ -103,11 +103,16 @@ def summarize(records: Sequence[dict[str, Any]], failed: dict[str, str]) -> dict
 
 
 def cases_of(recipe: Recipe, folders: Sequence[str]) -> list[Case]:
-    """List the pre-training cases of ``corpus=folder`` arguments in the recipe's modalities.
+    """List the cases of ``corpus=folder`` arguments that the recipe trains on.
+
+    The rivals' proxy tasks train on the training set of a target task (Sec. IV-D), everything else
+    on what Table II gives to pre-training; both leave out what a target task tests on.
 
     Raises:
         ConfigError: If an argument is not of that form, or a corpus is not the recipe's.
     """
+    rival = recipe.objective.task != "restoration"
+    choose = fine_tuning_cases if rival else pretraining_cases
     cases: list[Case] = []
     for text in folders:
         name, equals, folder = text.partition("=")
@@ -120,7 +125,7 @@ def cases_of(recipe: Recipe, folders: Sequence[str]) -> list[Case]:
                 f"The recipe {recipe.name} does not use {name} (only "
                 f"{', '.join(recipe.corpora)}). Leave it out, or use another recipe."
             )
-        found = pretraining_cases(name, Path(folder))
+        found = choose(name, Path(folder))
         cases += [case for case in found if case.modality in recipe.modalities]
     return cases
 
