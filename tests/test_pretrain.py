@@ -200,7 +200,7 @@ def command(tmp_path, run, recipe_text, processes):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(recipe_text)
     script = ["-m", "training.pretrain", "--recipe", str(recipe), "--quiet"]
-    script += ["--cubes", str(tmp_path / "store"), "--run", str(tmp_path / run)]
+    script += ["--cubes", str(tmp_path / "store"), "--run-folder", str(tmp_path / run)]
     if processes == 1:
         return [sys.executable, *script]
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -285,9 +285,6 @@ def test_t08_a_dead_rank_ends_the_job_and_the_checkpoint_stays_whole(store, tmp_
     checkpoints = tmp_path / "run" / "checkpoints"
     while process.poll() is None and not list_checkpoints(checkpoints):
         time.sleep(0.05)
-    children = subprocess.run(
-        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
-    ).stdout.split()
-    os.kill(int(children[1]), signal.SIGKILL)
+    os.kill(int((tmp_path / "run" / "lock").read_text()), signal.SIGKILL)
     assert process.wait(timeout=60) != 0
     assert load_latest(checkpoints, {}, override=True)[0] >= 5

@@ -1,7 +1,7 @@
 """The pre-training loop: prepared cubes in, checkpoints out.
 
-    python -m training.pretrain --recipe compact --cubes STORE --run FOLDER
-    torchrun --nproc-per-node 8 -m training.pretrain --recipe paper --cubes STORE --run FOLDER
+    python -m training.pretrain --recipe compact --cubes STORE --run-folder FOLDER
+    torchrun --nproc-per-node 8 -m training.pretrain --recipe paper --cubes STORE --run-folder FOLDER
 
 The same command goes on where an interrupted run stopped; on a CPU the result is bitwise that of an
 uninterrupted one. SIGTERM and Ctrl-C save first (exit 143 and 130).
@@ -294,7 +294,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.pretrain", description=__doc__)
     parser.add_argument("--recipe", type=Path, required=True, help="name or .toml file")
     parser.add_argument("--cubes", type=Path, required=True, help="store of prepared cubes")
-    parser.add_argument("--run", type=Path, help="run folder (default: $UMH_RUNS/NAME)")
+    parser.add_argument("--run-folder", type=Path, help="run folder (default: $UMH_RUNS/NAME)")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--override", action="store_true", help="resume in spite of differences")
@@ -305,7 +305,7 @@ def main(arguments: list[str] | None = None) -> int:
         return pretrain(
             recipe,
             CubeStore(options.cubes),
-            options.run or runs_folder() / recipe.name,
+            options.run_folder or runs_folder() / recipe.name,
             device=options.device,
             override=options.override,
             progress=not options.quiet,

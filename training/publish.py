@@ -1,7 +1,7 @@
 """From a finished run to a model folder, and from there to the Hub.
 
-    python -m training.publish --run RUN --output MODEL [--metrics FILE.json ...]
-    python -m training.publish --run RUN --output MODEL --repo-id org/name
+    python -m training.publish --run-folder RUN --output MODEL [--metrics FILE.json ...]
+    python -m training.publish --run-folder RUN --output MODEL --repo-id org/name
 
 The folder holds the U-Net alone (the discriminator and the scale classifier stay in the run), a
 config with the whole provenance, and a card. The catalog row to paste is printed.
@@ -170,7 +170,7 @@ def catalog_row(folder: Path, *, repo_id: str | None, revision: str | None) -> s
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m training.publish", description=__doc__)
-    parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
+    parser.add_argument("--run-folder", type=Path, required=True, help="folder of a finished run")
     parser.add_argument("--output", "-o", type=Path, required=True, help="model folder to write")
     parser.add_argument("--metrics", type=Path, action="append", default=[], help="JSON lists")
     parser.add_argument("--raw", action="store_true", help="last weights, not their average")
@@ -181,7 +181,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         metrics = [row for path in options.metrics for row in read_metrics(path)]
         folder = publish(
-            options.run,
+            options.run_folder,
             options.output,
             metrics=metrics,
             average=not options.raw,

@@ -1,6 +1,6 @@
 """Train a published model's recipe again and compare with what its card says.
 
-    python -m training.reproduce --model MODEL --recipe smoke --cubes STORE --run RUN
+    python -m training.reproduce --model MODEL --recipe smoke --cubes STORE --run-folder RUN
 
 under ``torchrun`` where the run itself was, since each process normalizes its own share of a batch.
 
@@ -125,12 +125,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--recipe", required=True)
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--cubes", type=Path, required=True)
-    parser.add_argument("--run", type=Path, help="run folder (default: $UMH_RUNS/NAME-again)")
+    parser.add_argument(
+        "--run-folder", type=Path, help="run folder (default: $UMH_RUNS/NAME-again)"
+    )
     parser.add_argument("--tolerance", type=float, default=TOLERANCE)
     options = parser.parse_args(arguments)
     try:
         recipe = load_recipe(options.recipe, options.set)
-        run = options.run or runs_folder() / f"{recipe.name}-again"
+        run = options.run_folder or runs_folder() / f"{recipe.name}-again"
         store = CubeStore(options.cubes)
         result = reproduce(options.model, recipe, store, run, tolerance=options.tolerance)
     except UniversalModelError as error:

@@ -84,17 +84,15 @@ def make_cubes(work: Path) -> None:
 
 
 def train(work: Path, *, kill: bool) -> None:
-    """Pre-train by two processes; ``kill`` ends them hard after their second checkpoint."""
+    """Pre-train by two processes; ``kill`` ends the first one hard after its second checkpoint."""
     command = [sys.executable, *TWO_PROCESSES, "training.pretrain", "--recipe", "smoke"]
-    command += ["--cubes", str(work / "cubes"), "--run", str(work / "run")]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True
-    )
+    command += ["--cubes", str(work / "cubes"), "--run-folder", str(work / "run")]
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     checkpoints = work / "run" / "checkpoints"
     while kill and process.poll() is None and len(list_checkpoints(checkpoints)) < 2:
         time.sleep(0.05)
     if kill:
-        os.killpg(process.pid, signal.SIGKILL)
+        os.kill(int((work / "run" / "lock").read_text()), signal.SIGKILL)
     code = process.wait()
     if kill and code == 0:
         raise SystemExit("the run was over before it could be killed")
@@ -115,7 +113,7 @@ def publish_and_load(work: Path) -> None:
         variables |= {"HF_TOKEN": "hf_local", "HF_HUB_CACHE": str(work / "cache")}
         model = work / "unet3d-smoke"
         print(
-            call("training.publish", "--run", work / "run", "-o", model, "--repo-id", REPO,
+            call("training.publish", "--run-folder", work / "run", "-o", model, "--repo-id", REPO,
                  **variables),
             file=sys.stderr,
         )  # fmt: skip
@@ -136,7 +134,7 @@ def publish_and_load(work: Path) -> None:
 def reproduce(work: Path) -> None:
     """Train once more from the card, uninterrupted; on a CPU the weights come out the same."""
     arguments = ["training.reproduce", "--model", work / "unet3d-smoke", "--recipe", "smoke"]
-    arguments += ["--cubes", work / "cubes", "--run", work / "again"]
+    arguments += ["--cubes", work / "cubes", "--run-folder", work / "again"]
     result = json.loads(call(*TWO_PROCESSES[1:], *arguments, OMP_NUM_THREADS="1"))
     print(json.dumps(result, indent=2), file=sys.stderr)
     if not result["same_weights"]:

@@ -9,6 +9,7 @@ An encoder or a classifier is taken from weights of any kind; a U-Net or a segme
 weights with a decoder, kind ``unet`` or ``segmenter``.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +42,7 @@ DEFAULT = list_models()[0]
 def load_encoder(
     name: str | Path = DEFAULT,
     *,
-    in_channels: int | None = None,
+    in_channels: int | None = 1,
     out_indices: Sequence[int] | None = None,
     pretrained: bool = True,
     revision: str | None = None,
@@ -59,8 +60,9 @@ def load_encoder(
     Args:
         name: A name of ``list_models()``, ``hf-hub:org/name@revision``, ``local-dir:folder``, or
             a path to a model folder or to its ``.safetensors``.
-        in_channels: Input channels; ``None`` as the weights were saved, 1 for the published ones.
-            Another number adapts the first convolution: a repeated input is answered as before.
+        in_channels: Input channels; ``None`` as the weights were saved. Another number adapts the
+            first convolution: a repeated input is answered as before, and N to 1 sums (with a
+            warning).
         out_indices: Levels to return, 0 (the input grid) to 3; ``None`` for all.
         pretrained: ``False`` gives a freshly initialized network, and needs no weights.
         revision: Commit, tag or branch on the Hub.
@@ -107,7 +109,7 @@ def load_encoder(
 def load_unet(
     name: str | Path = DEFAULT,
     *,
-    in_channels: int | None = None,
+    in_channels: int | None = 1,
     out_channels: int | None = None,
     pretrained: bool = True,
     revision: str | None = None,
@@ -278,6 +280,14 @@ def _wanted(
         arguments = {k: v for k, v in arguments.items() if k not in HEAD_ARGUMENTS}
     if kind == "segmenter":
         arguments["activation"] = None  # logits
+    had = int(saved.argument("in_channels") or 1)
+    if in_channels is not None and type(in_channels) is int and 0 < in_channels < had:
+        warnings.warn(
+            f"{saved.name} was saved with {had} input channels; their weights are summed to "
+            f"{in_channels}. Pass in_channels=None to keep them.",
+            UserWarning,
+            stacklevel=4,
+        )
     changes = {"in_channels": in_channels, "normalization": normalization, **(head or {})}
     arguments.update({name: value for name, value in changes.items() if value is not None})
     same_answer = kind == saved.kind and not new_head

@@ -1,4 +1,4 @@
-"""Checkpoints: everything needed to go on with a run, written whole, hashed, and without pickle.
+"""Checkpoints: everything needed to go on with a run, written whole, hashed, and as plain data.
 
 A checkpoint is a folder ``step-00001000/`` with three files:
 
@@ -180,6 +180,8 @@ def config_differences(old: Any, new: Any, name: str = "") -> list[str]:
 def run_lock(folder: Path) -> Iterator[None]:
     """Hold a run folder for one process at a time; the lock dies with the process.
 
+    The file ``lock`` in the folder names that process.
+
     Raises:
         ConfigError: If another process runs in this folder.
     """
@@ -193,6 +195,9 @@ def run_lock(folder: Path) -> Iterator[None]:
             raise ConfigError(
                 f"Another run is writing to {folder}. Wait for it, or choose another folder."
             ) from error
+        stream.truncate(0)
+        stream.write(f"{os.getpid()}\n")
+        stream.flush()
         yield
 
 
