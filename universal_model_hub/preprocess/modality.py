@@ -39,12 +39,21 @@ def sample_of(oriented: np.ndarray) -> np.ndarray:
     """
     step = max(1, int(np.ceil((oriented.size / MAX_SAMPLE) ** (1 / 3))))
     sample = np.asarray(oriented[::step, ::step, ::step], dtype=np.float64).ravel()
-    if np.isnan(sample).any():
+    refuse_nan(bool(np.isnan(sample).any()))
+    return sample
+
+
+def refuse_nan(found: bool) -> None:
+    """Refuse a scan in which NaN was found: a spline would spread it.
+
+    Raises:
+        VolumeError: If so.
+    """
+    if found:
         raise VolumeError(
             "Expected a scan without NaN. Read it with load_volume, which fills such voxels, or "
             "replace them, for instance with np.nan_to_num."
         )
-    return sample
 
 
 def choose(modality: str, sample: np.ndarray) -> Choice:

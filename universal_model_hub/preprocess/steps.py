@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from universal_model_hub.errors import ConfigError, VolumeError
-from universal_model_hub.preprocess.modality import choose, notice_unseen, sample_of
+from universal_model_hub.errors import ConfigError
+from universal_model_hub.preprocess.modality import choose, notice_unseen, refuse_nan, sample_of
 from universal_model_hub.preprocess.orientation import orient
 from universal_model_hub.preprocess.record import PreprocessRecord, model_grid
 from universal_model_hub.preprocess.settings import Preprocessing
@@ -124,11 +124,7 @@ def _scale(cube: Tensor, clip: tuple[float, float], rescale: str) -> tuple[float
     """Clip and scale in place to [0, 1]; return the intensities that became 0 and 1."""
     low, high = clip
     cube.clamp_(low, high)
-    if not cube.sum(dtype=torch.float64).isfinite():
-        raise VolumeError(
-            "Expected a scan without NaN. Read it with load_volume, which fills such voxels, or "
-            "replace them, for instance with np.nan_to_num."
-        )
+    refuse_nan(bool(cube.sum(dtype=torch.float64).isnan()))
     if rescale == "volume":
         low, high = (float(extreme) for extreme in torch.aminmax(cube))
         if low == high:
