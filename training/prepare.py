@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from training.corpora import CORPORA
 from training.corpora.case import Case
 from training.corpora.splits import fine_tuning_cases, pretraining_cases
 from training.cubes import prepare_case
-from universal_model_hub.errors import ConfigError, UniversalModelError
+from universal_model_hub.errors import ConfigError, TooLargeError, UniversalModelError
 from universal_model_hub.files import write_json
 
 
@@ -40,6 +41,7 @@ def prepare(
 
     Raises:
         ConfigError: If the folder holds cubes of another recipe.
+        TooLargeError: If the system killed a process.
     """
     folder.mkdir(parents=True, exist_ok=True)
     check_same_recipe(folder, recipe)
@@ -55,6 +57,11 @@ def prepare(
                 records.append(job.result())
             except UniversalModelError as error:
                 failed[jobs[job].id] = str(error)
+            except BrokenProcessPool as error:
+                raise TooLargeError(
+                    "A process that prepares cubes was killed, probably for lack of memory. What "
+                    "is done is kept: run the same command with fewer --workers."
+                ) from error
     summary = summarize(records, failed)
     write_json(folder / "store.json", {"recipe": store_settings(recipe), **summary})
     return summary
