@@ -16,6 +16,7 @@ LAYERS = [
     ["networks", "heads"],
     ["config", "tensors", "catalog", "hub", "card"],
     ["source", "assemble", "saving", "loading", "publish"],
+    ["tiles", "canvas", "memory", "inference", "windows", "job", "features"],
     ["predict", "probe", "convert", "export", "picture"],
     ["fit"],
     ["cli"],

@@ -1,5 +1,6 @@
 """Whole-volume inference: equal to one pass, within memory, and clear when it cannot be."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -12,10 +13,10 @@ from test_predict_geometry import Threshold
 from test_tiles import random_unet
 from torch import nn
 
-from universal_model_hub import predict as predict_module
 from universal_model_hub.errors import ConfigError, TooLargeError, VolumeError, WeightsError
 from universal_model_hub.heads import ClassificationHead, Classifier
 from universal_model_hub.memory import (
+    MARGIN,
     MIB,
     SLACK,
     Budget,
@@ -29,6 +30,8 @@ from universal_model_hub.preprocess import Preprocessing, PreprocessWarning, pre
 from universal_model_hub.volume import Volume, save_volume
 
 ROOT = Path(__file__).parent.parent
+# Not `from universal_model_hub import predict`: that is the function.
+predict_module = importlib.import_module("universal_model_hub.predict")
 
 
 @pytest.fixture(autouse=True)
@@ -317,6 +320,24 @@ def test_c08_cuda_without_cuda():
         predict(Threshold(), noise_scan((6, 6, 6)), device="cuda")
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("tiling", ["exact", "gaussian"])
+def test_cuda_gives_what_the_cpu_gives(tiling):
+    model, scan = segmenter(), noise_scan((120, 70, 40), spacing=(0.8, 1.0, 1.3))
+    options = {"modality": "CT", "output": "probabilities", "tiling": tiling}
+    expected = predict(model, scan, **options)
+
+    maps = predict(model, scan, device="cuda", tile_batch=2, **options)
+    vector = embed(model, scan, modality="CT", device="cuda")
+
+    for index, volume in maps.items():
+        np.testing.assert_allclose(volume.array, expected[index].array, atol=1e-4)
+    np.testing.assert_allclose(vector, embed(model, scan, modality="CT"), atol=1e-4)
+    rounded = predict(model, scan, modality="CT", device="cuda", precision="bfloat16")
+    assert np.mean(rounded.array == predict(model, scan, modality="CT").array) > 0.9
+
+
 @pytest.mark.skipif(
     torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="needs a CPU without bfloat16"
 )
@@ -475,14 +496,13 @@ def test_the_budget_counts_what_is_held_from_start_to_end():
 
 
 def test_activations_are_counted_at_their_peak():
-    # In: 1 channel. conv 1 -> 4 (lives on), conv 4 -> 2: 1 + 4 + 2 channels, and the operands of
-    # the second convolution once more: 6; 4 bytes each.
+    # The input's channel and, while the second convolution runs, its 4 in and 2 out; 4 bytes each.
     model = nn.Sequential(nn.Conv3d(1, 4, 1), nn.Conv3d(4, 2, 1))
 
     output, per_voxel = activation_bytes(model, torch.zeros(1, 1, 8, 8, 8))
 
     assert output.shape == (1, 2, 8, 8, 8)
-    assert per_voxel == pytest.approx(1.15 * 4 * 13)
+    assert per_voxel == pytest.approx(MARGIN * 4 * 7)
 
 
 MEMORY_CHILD = """
