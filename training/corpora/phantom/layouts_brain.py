@@ -68,13 +68,10 @@ def write_brats2018_tables(folder: Path, rows: dict[str, list[tuple]]) -> None:
 
 
 def write_adni_subject(job: Job) -> Written:
-    """Write one normalized, masked T1 scan; patients (AD) and controls (CN) take turns.
-
-    The groups differ by their mean atrophy and overlap, as the real ones do.
-    """
+    """Write one normalized, masked T1 scan; patients (AD) and controls (CN) take turns."""
     rng = subject_rng(job, "adni")
     patient = job.number % 2 == 0
-    atrophy = float(np.clip(rng.normal(0.56 if patient else 0.26, 0.15), 0, 1))
+    atrophy = draw_atrophy(patient, rng)
     subject = framed_subject(job, "adni", "brain", rng, atrophy=atrophy, normalized=True)
     age, sex = rng.uniform(60, 88), str(rng.choice(["F", "M"]))
     # No real site has the number 999, no real scan is of the year 1900.
@@ -99,6 +96,11 @@ def write_adni_subject(job: Job) -> Written:
                      "Processed", f"{month}/01/1900", "NiFTI", ""))  # fmt: skip
         hits |= planted(job, ADNI_TRAPS, path)
     return Written({"search": rows}, hits)
+
+
+def draw_atrophy(patient: bool, rng: np.random.Generator) -> float:
+    """Draw the atrophy of an AD patient or a control, 0 to 1; the two groups overlap."""
+    return float(np.clip(rng.normal(0.56 if patient else 0.26, 0.15), 0, 1))
 
 
 def write_adni_tables(folder: Path, rows: dict[str, list[tuple]]) -> None:

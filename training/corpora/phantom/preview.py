@@ -36,10 +36,11 @@ def write_preview(path: Path, seed: int = 0, spacing_mm: float = 1.5) -> None:
         seed: Draws the subjects.
         spacing_mm: Voxel size.
     """
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     rows = _rows(seed, spacing_mm)
-    figure, axes = plt.subplots(len(rows), 6, figsize=(21, 3.6 * len(rows)), squeeze=False)
+    figure = Figure(figsize=(21, 3.6 * len(rows)))
+    axes = figure.subplots(len(rows), 6, squeeze=False)
     figure.patch.set_facecolor("black")
     for row, line in zip(rows, axes, strict=True):
         center = _center_of(row)
@@ -49,7 +50,6 @@ def write_preview(path: Path, seed: int = 0, spacing_mm: float = 1.5) -> None:
     figure.tight_layout(pad=0.4)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=70, format="png")
-    plt.close(figure)
 
 
 def _rows(seed: int, spacing_mm: float) -> list[Row]:
