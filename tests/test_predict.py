@@ -506,7 +506,7 @@ def test_activations_are_counted_at_their_peak():
 
 
 MEMORY_CHILD = """
-import json, re, sys, numpy as np, torch
+import ctypes, json, re, sys, numpy as np, torch
 from pathlib import Path
 torch.set_num_threads(1)
 from universal_model_hub.networks.unet3d import UNet3D
@@ -525,6 +525,7 @@ for name, limit in json.loads(sys.argv[1]).items():
     options = {"tiling": "gaussian"} if name == "gaussian" else {}
     run(model, scan((16, 16, 16)), modality="CT", **options)
     large = scan((112, 96, 64))
+    ctypes.CDLL(None).malloc_trim(0)  # what earlier runs left behind
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = held("VmRSS")
     run(model, large, modality="CT", memory_limit=limit, **options)
