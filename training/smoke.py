@@ -67,7 +67,7 @@ def call(*arguments: str | Path, **environment: str) -> str:
 def make_phantoms(work: Path) -> None:
     """Write synthetic scans in the layouts of the four pre-training sets."""
     for name, subjects in SUBJECTS.items():
-        arguments = ["--subjects", str(subjects), "--seed", "0", "--size", "small"]
+        arguments = ["--subjects", str(subjects), "--seed", "0", "--size", "toy"]
         call("training.corpora.phantom", "write", name, work / name, *arguments)
 
 

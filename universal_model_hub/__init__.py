@@ -3,7 +3,9 @@
 Importing this package loads neither torch nor nibabel: public names resolve on first use.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -80,3 +82,18 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """This package: a function of it is not hidden by the module that it lives in.
+
+    ``predict`` and ``preprocess`` are both a function and a module. Importing the module would set
+    it as the package's attribute, and ``universal_model_hub.predict(...)`` would stop working.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOME_OF and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
