@@ -1,16 +1,4 @@
-"""Separable B-spline resampling of order 0, 1 and 3: exact, in float32, slab by slab.
-
-Output voxel i of an axis samples the input at position ``scale * i + offset``, in input voxels: 0
-is the center of the first voxel, side - 1 of the last. Positions are clamped to [0, side - 1]: what
-lies past the last voxel's center repeats that voxel, and an axis of one voxel is constant.
-
-Order 3 interpolates: at a voxel's center it gives the voxel's own value. Its coefficients
-continue the volume by mirroring at the outermost voxel centers, as ``scipy.ndimage`` does with
-``mode="mirror"``.
-
-Along one axis interpolation is a matrix, and the prefilter's influence falls by 0.268 a voxel, so
-the matrix is banded: each axis becomes a few small dense products.
-"""
+"""Resampling a volume slab by slab, each axis as a few small dense products."""
 
 import math
 from collections.abc import Sequence
@@ -21,11 +9,8 @@ import torch
 from torch import Tensor
 
 from universal_model_hub.errors import ConfigError, TooLargeError, VolumeError
+from universal_model_hub.resample.weights import ORDERS, axis_weights, positions
 
-ORDERS = (0, 1, 3)
-# Voxels each side that count in the cubic prefilter: 0.268**13 is below float32's resolution.
-REACH = 12
-POLE = math.sqrt(3.0) - 2.0  # of the cubic B-spline prefilter
 SLAB_ROWS = 32  # rows a product: fewer waste its start-up, more waste it on zeros outside the band
 MAX_BYTES = 8 * 2**30  # of one resampled volume
 
@@ -80,32 +65,6 @@ def resample(
     return result
 
 
-def axis_weights(
-    side: int, size: int, scale: float, offset: float, order: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Tell which input voxels each output voxel of an axis is made of, and their shares.
-
-    Args:
-        side: Input voxels along the axis.
-        size: Output voxels along the axis.
-        scale: Step between two output voxels, in input voxels.
-        offset: Position of output voxel 0, in input voxels.
-        order: 0, 1 or 3.
-
-    Returns:
-        Input indices (size, taps), int64, and weights (size, taps), float64, rows summing to 1.
-    """
-    position = _positions(side, size, scale, offset)
-    if order == 0:
-        index = np.floor(position + 0.5).astype(np.int64)
-        return index[:, None], np.ones((size, 1))
-    reach = REACH if order == 3 else 0
-    index = np.floor(position).astype(np.int64)[:, None] + np.arange(-reach, reach + 2)
-    distance = np.abs(position[:, None] - index)  # (size, taps)
-    weights = _cardinal_spline(distance) if order == 3 else np.clip(1 - distance, 0, None)
-    return _mirrored(index, side), weights / weights.sum(axis=1, keepdims=True)
-
-
 @dataclass(frozen=True)
 class _Band:
     """Consecutive output rows of an axis and the consecutive input rows that they need."""
@@ -140,7 +99,7 @@ class _Axis:
     def build(
         cls, side: int, size: int, scale: float, offset: float, *, order: int, device: torch.device
     ) -> "_Axis":
-        position = _positions(side, size, scale, offset)
+        position = positions(side, size, scale, offset)
         # At voxel centers a spline gives the voxel itself: pick it, which is exact and free.
         exact = np.array_equal(position, np.rint(position))
         index, weights = axis_weights(side, size, scale, offset, 0 if exact else order)
@@ -243,40 +202,6 @@ def _nearest(
     for dim, index in enumerate((x, y, z)):
         source = source.index_select(dim, torch.from_numpy(index).to(source.device))
     return source.to(device)
-
-
-def _positions(side: int, size: int, scale: float, offset: float) -> np.ndarray:
-    return np.clip(scale * np.arange(size) + offset, 0, side - 1)
-
-
-def _cardinal_spline(distance: np.ndarray) -> np.ndarray:
-    """Weight of a voxel at a distance: prefilter and cubic B-spline in one.
-
-    Source: Unser, "Splines: a perfect fit", IEEE SPM 1999, Eqs. 6 and 14: the inverse of the
-    sampled cubic B-spline is sqrt(3) * POLE**abs(k).
-    """
-    nearest = np.floor(distance)
-    weight = np.zeros_like(distance)
-    for step in (-1, 0, 1, 2):
-        knot = nearest + step
-        weight += math.sqrt(3.0) * POLE ** np.abs(knot) * _cubic_b_spline(distance - knot)
-    return weight
-
-
-def _cubic_b_spline(t: np.ndarray) -> np.ndarray:
-    t = np.abs(t)
-    inner = 2 / 3 - t**2 + t**3 / 2
-    outer = np.clip(2 - t, 0, None) ** 3 / 6
-    return np.where(t < 1, inner, outer)
-
-
-def _mirrored(index: np.ndarray, side: int) -> np.ndarray:
-    """Fold indices back into [0, side) about the first and the last voxel center."""
-    if side == 1:
-        return np.zeros_like(index)
-    period = 2 * (side - 1)
-    index = index % period
-    return np.where(index < side, index, period - index)
 
 
 def _plain(array: np.ndarray | Tensor) -> np.ndarray | Tensor:
