@@ -31,6 +31,7 @@ from universal_model_hub.volume import Volume, save_volume
 
 ROOT = Path(__file__).parent.parent
 # Not `from universal_model_hub import predict`: that is the function.
+job_module = importlib.import_module("universal_model_hub.job")
 predict_module = importlib.import_module("universal_model_hub.predict")
 
 
@@ -106,11 +107,16 @@ def test_f01_a_volume_smaller_than_any_cube_is_padded_and_cropped_back():
         assert np.array_equal(labels.array, expected)
 
 
-def test_f04_a_run_that_cannot_fit_names_need_and_limit():
-    model, scan = segmenter(), noise_scan()
+def test_f04_a_run_that_cannot_fit_names_need_and_limit(monkeypatch):
+    model, scan = segmenter(), noise_scan((512, 512, 400))
+    monkeypatch.setattr(job_module, "preprocess", None)  # it is never called: the error comes first
 
     with pytest.raises(TooLargeError, match=r"within 1 MiB .*memory_limit.* at least \d+ MiB"):
         predict(model, scan, modality="CT", memory_limit=MIB)
+    need = SLACK + scan.array.size * (8 + 2) + 4 * 2**20
+    for tiling in ("exact", "gaussian"):
+        with pytest.raises(TooLargeError, match=r"at least 1,[23]\d\d MiB.* for the smallest tile"):
+            predict(model, scan, modality="CT", memory_limit=need, tiling=tiling)
 
 
 def test_f04_probabilities_of_many_classes_are_counted_before_the_run():
@@ -488,8 +494,9 @@ def test_the_budget_counts_what_is_held_from_start_to_end():
 
     assert budget.voxels(1024) == (100 - 60) * 1024
     assert "64 MiB" in str(Budget(MIB, 0, "x").too_large(64 * MIB))
+    budget.require(40 * MIB)
     with pytest.raises(TooLargeError, match=f"at least {101 + SLACK // MIB} MiB"):
-        memory_budget(100 * MIB, torch.device("cpu"), on_host=101 * MIB, on_device=0)
+        budget.require(41 * MIB)
     assert memory_budget(None, torch.device("cpu"), on_host=0, on_device=0).limit < free_bytes(
         torch.device("cpu")
     )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from universal_model_hub.canvas import block_of
 from universal_model_hub.errors import ConfigError
 from universal_model_hub.inference import Precision, cells, require_finite
-from universal_model_hub.job import exact_plan, in_tiles, make_job, window_plan
+from universal_model_hub.job import CUBE, exact_plan, in_tiles, make_job, window_plan
 from universal_model_hub.networks.unet3d import NUM_LEVELS, Encoder
 from universal_model_hub.preprocess import PreprocessRecord
 from universal_model_hub.tiles import Tile
@@ -131,7 +131,8 @@ def _encoded(
     maps, probe_side, bytes_per_voxel = job.probe()
     channels, stride = _channels_and_stride(maps, index, probe_side)
     num_cells = math.prod(math.ceil(n / stride) for n in job.model_shape())
-    budget = job.budget(answer=4 * channels * num_cells)
+    least = job.least_voxels(CUBE if job.by_window else None)
+    budget = job.budget(bytes_per_voxel, least, answer=4 * channels * num_cells)
     grid, record = job.model_grid()
     array = np.zeros((channels, *(math.ceil(n / stride) for n in grid.shape[2:])), np.float32)
 

@@ -76,12 +76,33 @@ class Job:
         """Return the scan as the network reads it, (1, 1, X, Y, Z), and the way back."""
         return preprocess(self.scan, self.model, self.modality)
 
-    def budget(self, *, answer: int, beside: int = 0) -> Budget:
-        """Return the memory budget, given the bytes of the answer and ``beside`` the network."""
+    def least_voxels(self, window: Sequence[int] | None = None) -> int:
+        """Return how many voxels the network must see at once at the least."""
+        if window is None:
+            context = context_of(self.runner.network)
+            window = (context.stride + 2 * context.halo if context else 0,) * 3
+        return math.prod(min(sides) for sides in zip(self.model_shape(), window, strict=True))
+
+    def budget(
+        self, bytes_per_voxel: float, least_voxels: int, *, answer: int, beside: int = 0
+    ) -> Budget:
+        """Return the memory budget, before anything is resampled.
+
+        Args:
+            bytes_per_voxel: Of the network's activations.
+            least_voxels: What the network must see at once.
+            answer: Bytes of what the run gives, on the host.
+            beside: Bytes held beside the activations, on the device.
+
+        Raises:
+            TooLargeError: If the limit is below the least that is needed.
+        """
         on_host = answer + PREPROCESS_BYTES * math.prod(self.model_shape())
-        return memory_budget(
+        budget = memory_budget(
             self.memory_limit, self.runner.device, on_host=on_host, on_device=beside
         )
+        budget.require(least_voxels * bytes_per_voxel * self.tile_batch)
+        return budget
 
     def run(self, grid: Tensor, tiles: Sequence[Tile]) -> Iterator[tuple[Tile, Any]]:
         """Yield each tile with the network's answer, see ``run_exact``."""

@@ -47,6 +47,15 @@ class Budget:
         """Return how many voxels the network may see at once."""
         return int(max(0, self.limit - self.fixed) // bytes_per_voxel)
 
+    def require(self, smallest: float) -> None:
+        """Refuse a run whose fixed part and least tile, in bytes, do not fit.
+
+        Raises:
+            TooLargeError: If so.
+        """
+        if self.fixed + smallest > self.limit:
+            raise self.too_large(smallest)
+
     def too_large(self, smallest: float) -> TooLargeError:
         """Return the error that names need and limit; ``smallest`` is the least tile's bytes."""
         return TooLargeError(
@@ -87,7 +96,7 @@ def free_bytes(device: torch.device) -> int:
 def memory_budget(
     memory_limit: int | None, device: torch.device, *, on_host: float, on_device: float
 ) -> Budget:
-    """Return the budget of a run, once its fixed part is known to fit.
+    """Return the budget of a run.
 
     Args:
         memory_limit: Bytes the run may take on its device; ``None`` for half of what is free.
@@ -97,23 +106,19 @@ def memory_budget(
 
     Raises:
         ConfigError: If the limit is not a positive number.
-        TooLargeError: If the fixed part alone does not fit.
+        TooLargeError: If another device runs the network and the host's part does not fit.
     """
     if memory_limit is not None and (isinstance(memory_limit, bool) or not memory_limit > 0):
         raise ConfigError(f"Expected memory_limit in bytes, above 0, got {memory_limit!r}.")
     host = torch.device("cpu")
     if device.type != "cpu":
-        memory_budget(None, host, on_host=on_host, on_device=0)
+        memory_budget(None, host, on_host=on_host, on_device=0).require(0)
         on_host = 0
     fixed = int(on_host + on_device) + SLACK
     if memory_limit is None:
         limit = int(free_bytes(device) * FREE_SHARE)
-        budget = Budget(limit, fixed, f"half of what is free on {device}")
-    else:
-        budget = Budget(int(memory_limit), fixed, "memory_limit")
-    if budget.fixed > budget.limit:
-        raise budget.too_large(0)
-    return budget
+        return Budget(limit, fixed, f"half of what is free on {device}")
+    return Budget(int(memory_limit), fixed, "memory_limit")
 
 
 def activation_bytes(run: Callable[[Tensor], Any], cube: Tensor) -> tuple[Any, float]:

@@ -158,7 +158,8 @@ def _filled(
     if window is not None:
         beside += slab_bytes(num_channels, window, job.model_shape())
     # The answer is held twice while it is put into the scan's own voxel order.
-    budget = job.budget(answer=2 * per_own_voxel * job.scan.array.size, beside=beside)
+    answer = 2 * per_own_voxel * job.scan.array.size
+    budget = job.budget(bytes_per_voxel, job.least_voxels(window), answer=answer, beside=beside)
     grid, record = job.model_grid()
     positions = [
         own_positions(*axis)
