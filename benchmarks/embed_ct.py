@@ -12,6 +12,7 @@ cost the same memory and time; the result says so.
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from universal_model_hub.files import write_json
 
 ROOT = Path(__file__).parent.parent
 SCAN = "ct-chest-1"
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes, of ru_maxrss
 
 
 def main() -> int:
@@ -75,14 +77,13 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         raise SystemExit(child.returncode)
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
     return {
         "model": args.model,
         "threads": args.threads,
         "memory_limit_bytes": args.memory_limit,
         "seconds": round(time.perf_counter() - start, 2),
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2),
-        "peak_rss_mib": round(usage.ru_maxrss * unit / 2**20),
+        "peak_rss_mib": round(usage.ru_maxrss * RSS_UNIT / 2**20),
         **json.loads(report),
     }
 
@@ -103,12 +104,14 @@ def embedded(args: argparse.Namespace) -> dict[str, Any]:
     except WeightsError:  # the catalog has the name, but its weights are not published yet
         encoder, weights = load_encoder(args.model, pretrained=False), "fresh, not trained"
     times["load model"] = time.perf_counter() - start - sum(times.values())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
     scan = load_volume(args.scan)
     times["load scan"] = time.perf_counter() - start - sum(times.values())
     vector = embed(encoder, scan, memory_limit=args.memory_limit)
     times["preprocess and run"] = time.perf_counter() - start - sum(times.values())
     return {
         "weights": weights,
+        "rss_before_scan_mib": round(before / 2**20),
         "shape": list(scan.shape),
         "spacing_mm": [round(value, 4) for value in scan.spacing],
         "features": len(vector),
