@@ -52,11 +52,14 @@ def segmenter(**arguments) -> UNet3D:
     return model
 
 
+CHUNKS_HELD = predict_module.CHUNKS_HELD
+
+
 def tile_limit(model: nn.Module, scan: Volume, side: int, channels=3) -> int:
     """Return a memory limit in which tiles of about ``side`` voxels a side fit."""
     cube = torch.zeros(1, 1, 16, 16, 16)
     _, bytes_per_voxel = activation_bytes(model, cube)
-    fixed = scan.array.size * (8 + 2 + 4 * 4 * channels)
+    fixed = scan.array.size * (8 + 2 + CHUNKS_HELD * 4 * channels)
     return int(SLACK + fixed + (bytes_per_voxel + 4 * channels) * side**3)
 
 

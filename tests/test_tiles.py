@@ -93,7 +93,7 @@ def test_equal_grids_need_no_voxel_of_the_next_core():
 def test_coarse_own_grids_skip_cores_without_voxels():
     spans = split_axis(24, 8, Context(8, 0), np.array([3.5, 20.5]))
 
-    assert [span.keep for span in spans] == [(3, 5), (20, 22)]
+    assert [span.keep for span in spans] == [(2, 6), (19, 23)]
 
 
 def test_chosen_tiles_fit_and_are_the_cheapest():
@@ -136,16 +136,31 @@ def test_windows_cover_the_axis_and_their_weights_sum_to_one(size, window):
     np.testing.assert_allclose(total, 1, atol=1e-6)
 
 
-def test_interpolation_is_that_of_numpy():
+def keys_kernel(x: np.ndarray) -> np.ndarray:
+    """Keys' cubic convolution kernel with a = -1/2, written piece by piece."""
+    x = np.abs(x)
+    near = 1.5 * x**3 - 2.5 * x**2 + 1
+    far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+def test_interpolation_is_cubic_convolution():
     rng = np.random.default_rng(0)
     block = rng.normal(size=(2, 7, 3, 4)).astype(np.float32)
     at = np.array([0.0, 0.25, 1.5, 5.75, 6.0])
 
     result = between(torch.from_numpy(block), at, axis=1).numpy()
 
-    for k, y, z in np.ndindex(2, 3, 4):
-        expected = np.interp(at, np.arange(7), block[k, :, y, z])
-        np.testing.assert_allclose(result[k, :, y, z], expected, rtol=1e-6, atol=1e-6)
+    extended = np.pad(block, [(0, 0), (2, 2), (0, 0), (0, 0)], mode="edge")
+    kernel = keys_kernel(at[:, None] - np.arange(-2, 9))  # (positions, voxels)
+    expected = np.einsum("pv,kvyz->kpyz", kernel, extended)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_interpolation_keeps_straight_lines():
+    line = torch.arange(9.0).view(1, 9, 1, 1)
+    at = np.linspace(1, 7, 13)
+    np.testing.assert_allclose(between(line, at, axis=1)[0, :, 0, 0], at, atol=1e-6)
 
 
 def test_positions_on_centers_return_the_voxels_bit_by_bit():

@@ -34,7 +34,7 @@ from universal_model_hub.windows import fill_gaussian, fitted, slab_bytes
 
 __all__ = ["FeatureMap", "PredictWarning", "embed", "features", "predict"]
 
-CHUNKS_HELD = 4  # interpolated along X, Y, Z, and decided
+CHUNKS_HELD = 5  # interpolated along X, Y, Z, one tap on the way, and decided
 
 
 @overload

@@ -90,8 +90,8 @@ def own_positions(size: int, own_size: int, scale: float, offset: float) -> np.n
 def split_axis(size: int, core: int, context: Context, positions: np.ndarray) -> list[Span]:
     """Cut one axis into cores and give each its context, clipped at the volume's border.
 
-    A core answers the own voxels between its first voxel and the next core's; linear interpolation
-    there needs at most one voxel of the next core, and context is counted from what is needed.
+    A core answers the own voxels between its first voxel and the next core's; interpolation there
+    needs up to two voxels of its neighbors, and context is counted from what is needed.
     Cores without own voxels are left out. At the high border the network pads by itself.
 
     Args:
@@ -101,13 +101,14 @@ def split_axis(size: int, core: int, context: Context, positions: np.ndarray) ->
         positions: (own_size,) ascending, see ``own_positions``.
     """
     stride, halo = context.stride, context.halo
+    reach = 0 if (positions == np.floor(positions)).all() else 1  # of cubic interpolation
     spans = []
     for start in range(0, size, core):
         first, last = np.searchsorted(positions, [start, start + core])
         if first == last:
             continue
-        low = math.floor(positions[first])
-        high = math.ceil(positions[last - 1]) + 1
+        low = max(0, math.floor(positions[first]) - reach)
+        high = min(size, math.ceil(positions[last - 1]) + 1 + reach)
         read = (
             max(0, low // stride * stride - halo),
             min(size, math.ceil(high / stride) * stride + halo),

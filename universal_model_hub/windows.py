@@ -12,24 +12,27 @@ from universal_model_hub.inference import Runner, progress_bar, require_finite
 from universal_model_hub.tiles import gaussian_weights, window_starts
 
 OVERLAP = 0.5  # of neighboring windows. Source: nnU-Net (Isensee et al. 2021)
+# Cubic interpolation looks one voxel back and two ahead, so what lies within two planes of the next
+# windows waits for them, and then needs three planes of before.
+AHEAD, BEHIND = 2, 3
 
 
 class Slab:
     """Weighted sums of logits for the windows of one place along X.
 
-    Plane 0 is the last finished plane before them: interpolation still needs it.
+    The first planes are the last finished ones before them: interpolation still needs those.
     """
 
     def __init__(self, num_channels: int, depth: int, shape: Sequence[int], device: torch.device):
-        self.sums = torch.zeros((num_channels, depth + 1, *shape[1:]), device=device)
+        self.sums = torch.zeros((num_channels, depth + BEHIND, *shape[1:]), device=device)
 
     def add(self, logits: Tensor, y: int, z: int) -> None:
         """Add the weighted logits (K, x, y, z) of a window that starts at ``y``, ``z``."""
         Y, Z = logits.shape[2:]
-        self.sums[:, 1:, y : y + Y, z : z + Z] += logits
+        self.sums[:, BEHIND:, y : y + Y, z : z + Z] += logits
 
     def advance(self, planes: int) -> None:
-        """Forget ``planes`` finished planes but the last, and make room behind."""
+        """Move on by ``planes`` finished planes, and make room for as many new ones."""
         rest = self.sums.shape[1] - planes
         self.sums[:, :rest] = self.sums[:, planes:].clone()
         self.sums[:, rest:] = 0
@@ -78,13 +81,13 @@ def fill_gaussian(
                     weight = weight_x[:, None, None] * weight_y[:, None] * weight_z
                     slab.add(logits * weight, y, z)
                 bar.update(len(batch))
-            _fill_planes(canvas, slab, x, next_x)
+            _fill_planes(canvas, slab, x, next_x, shape[0])
             slab.advance(next_x - x)
 
 
 def slab_bytes(num_channels: int, window: Sequence[int], shape: Sequence[int]) -> int:
     """Return the bytes that ``fill_gaussian`` holds beside the network's activations."""
-    depth = fitted(window, shape)[0] + 1
+    depth = fitted(window, shape)[0] + BEHIND
     return 2 * 4 * num_channels * depth * shape[1] * shape[2]
 
 
@@ -94,13 +97,16 @@ def fitted(window: Sequence[int], shape: Sequence[int]) -> tuple[int, int, int]:
     return x, y, z
 
 
-def _fill_planes(canvas: Canvas, slab: Slab, x: int, next_x: int) -> None:
-    """Answer the own voxels whose last needed plane became final: those up to ``next_x - 1``."""
-    first, last = np.searchsorted(canvas.positions[0], [x - 1, next_x - 1], side="right")
+def _fill_planes(canvas: Canvas, slab: Slab, x: int, next_x: int, size: int) -> None:
+    """Answer the own voxels for which every plane that they need has become final."""
+    positions = canvas.positions[0]
+    first = 0 if x == 0 else int(np.searchsorted(positions, x - AHEAD))
+    last = len(positions) if next_x == size else int(np.searchsorted(positions, next_x - AHEAD))
     if last > first:
+        start = max(0, x - BEHIND)
+        planes = slab.sums[:, start - (x - BEHIND) : next_x - (x - BEHIND)]
         everywhere = (slice(0, len(p)) for p in canvas.positions[1:])
-        own = (slice(int(first), int(last)), *everywhere)
-        canvas.fill(slab.sums[:, : next_x - x + 1], (x - 1, 0, 0), own)
+        canvas.fill(planes, (start, 0, 0), (slice(first, last), *everywhere))
 
 
 def _slices(start: Sequence[int], window: Sequence[int]) -> tuple[slice, ...]:
