@@ -6,7 +6,7 @@ uninterrupted one sees, whatever the number of loader processes. A batch is the 
 one process or on several: each takes its share.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -86,7 +86,8 @@ def split_cubes(store: CubeStore, recipe: Recipe) -> tuple[list[int], list[int]]
         rng = np.random.default_rng([recipe.run.seed, VALIDATION_STREAM, *corpus.encode()])
         chosen = rng.permutation(len(ordered))[:count]
         held_out |= {(corpus, ordered[i]) for i in chosen}
-    training, validation = [], []
+    training: list[int] = []
+    validation: list[int] = []
     for number, record in enumerate(store.records):
         if record.modality in recipe.modalities:
             part = validation if (record.corpus, record.subject) in held_out else training
@@ -141,7 +142,7 @@ class TaskCubes(Dataset[dict[str, Tensor]]):
 
 def training_batches(
     dataset: TaskCubes, stream: Stream, first_batch: int, *, rank: int, world_size: int
-) -> Iterator[dict[str, Tensor]]:
+) -> Generator[dict[str, Tensor], None, None]:
     """Yield this process's share of every batch from ``first_batch`` on, without end.
 
     Raises:
@@ -172,8 +173,12 @@ def batch_keys(
 def validation_batches(
     store: CubeStore, numbers: Sequence[int], recipe: Recipe, *, rank: int, world_size: int
 ) -> list[list[Key]]:
-    """Return this process's share of the validation cubes, in batches; the same every time."""
-    keys = [(position, number) for position, number in enumerate(numbers)][rank::world_size]
+    """Return this process's share of the validation cubes, in batches; the same every time.
+
+    Shares are equal, so that no process waits for another: what is left over is not used.
+    """
+    equal = len(numbers) // world_size * world_size
+    keys = list(enumerate(numbers[:equal]))[rank::world_size]
     size = max(1, recipe.run.batch_size // world_size)
     return [keys[i : i + size] for i in range(0, len(keys), size)]
 
@@ -188,7 +193,7 @@ def loader(
     """
     yield from DataLoader(
         dataset,
-        batch_sampler=keys,  # type: ignore[arg-type]  # any iterable of key lists works
+        batch_sampler=keys,
         num_workers=workers,
         generator=torch.Generator().manual_seed(0),
         persistent_workers=False,

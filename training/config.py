@@ -196,8 +196,9 @@ def merged(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(below)
     for key, value in above.items():
         old = result.get(key)
-        both = isinstance(old, dict) and isinstance(value, Mapping)
-        result[key] = merged(old, value) if both else value
+        if isinstance(old, dict) and isinstance(value, Mapping):
+            value = merged(old, value)
+        result[key] = value
     return result
 
 

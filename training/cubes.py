@@ -23,6 +23,7 @@ from training.corpora.case import Case
 from universal_model_hub.errors import ConfigError, IntegrityError
 from universal_model_hub.files import atomic_path, sha256_of, write_json
 from universal_model_hub.preprocess import preprocess
+from universal_model_hub.volume import Volume
 
 FULL_SCALE = 65535
 AIR_LEVEL = {"CT": 0.05, "MR": 0.02}  # in [0, 1]; CT: -900 HU. Source: ours
@@ -72,8 +73,9 @@ class CubeStore:
                     "this case and prepare again."
                 )
             for cube in record["cubes"]:
-                places = {key: tuple(cube.pop(key)) for key in ("start", "side")}
-                self.records.append(CubeRecord(**record["source"], **cube, **places))
+                fields: dict[str, Any] = {**record["source"], **cube}
+                fields |= {key: tuple(cube[key]) for key in ("start", "side")}
+                self.records.append(CubeRecord(**fields))
         self.sha256 = digest.hexdigest()  # of all arrays, in the order of their names
         self._maps: dict[str, np.ndarray] = {}
 
@@ -99,9 +101,13 @@ def prepare_case(case: Case, recipe: Recipe, folder: Path) -> dict[str, Any]:
     header = folder / f"{case.id}.json"
     if header.is_file() and header.with_suffix(".npy").is_file():
         return dict(json.loads(header.read_text()))
-    volume, _ = preprocess(
-        CORPORA[case.corpus].load(case), recipe.preprocessing, modality=case.modality
-    )
+    return write_cubes(case, CORPORA[case.corpus].load(case), recipe, folder)
+
+
+def write_cubes(case: Case, scan: Volume, recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Cut the cubes of a scan that is already loaded, write them, and return their record."""
+    header = folder / f"{case.id}.json"
+    volume, _ = preprocess(scan, recipe.preprocessing, modality=case.modality)
     rng = np.random.default_rng([recipe.run.seed, CASE_STREAM, *case.id.encode()])
     counts = recipe.cubes.counts.get(case.corpus, recipe.cubes.default_counts)
     level = AIR_LEVEL[case.modality]

@@ -1,7 +1,7 @@
 """The pre-training loop: prepared cubes in, checkpoints out.
 
-    python -m training.pretrain --recipe compact --cubes STORE --run-folder FOLDER
-    torchrun --nproc-per-node 8 -m training.pretrain --recipe paper --cubes STORE --run-folder FOLDER
+    python -m training.pretrain --recipe smoke --cubes STORE --run-folder RUN
+    torchrun --nproc-per-node 8 -m training.pretrain --recipe paper --cubes STORE --run-folder RUN
 
 The same command goes on where an interrupted run stopped; on a CPU the result is bitwise that of an
 uninterrupted one. SIGTERM and Ctrl-C save first (exit 143 and 130).
@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -250,16 +251,25 @@ def validate(
         store, numbers, recipe, rank=process.rank, world_size=process.world_size
     )
     training.model.eval()
+    share = 1 / max(1, sum(len(batch) for batch in keys))
     sums: dict[str, Tensor] = {}
     for number, batch in enumerate(loader(dataset, keys, 0)):
         batch = to_device(batch, process, recipe)
         with autocast(process.device, recipe.run.precision):
             losses = training.model(batch, training.step)
         for name, value in losses._asdict().items():
-            sums[name] = sums.get(name, torch.zeros(())) + value.float().cpu() / len(keys)
+            part = value.float().cpu() * len(keys[number]) * share
+            sums[name] = sums.get(name, torch.zeros(())) + part
         if number == 0 and "corrupted" in batch and training.step % recipe.run.picture_every == 0:
-            log.picture(training.step, batch, training.model.unet(batch["corrupted"]))
+            log.picture(training.step, batch, restored_of(training.model, batch))
     return {name: float(mean_over_ranks(v, process)) for name, v in sorted(sums.items())}
+
+
+def restored_of(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the restored cubes (N, 1, X, Y, Z) in [0, 1] of a batch."""
+    unet = model.unet
+    assert isinstance(unet, nn.Module)
+    return cast("Tensor", unet(batch["corrupted"]))
 
 
 def step_plateau(training: Training, values: Mapping[str, float]) -> None:

@@ -94,7 +94,7 @@ def unet_of(state: Mapping[str, Any], recipe: Recipe, *, average: bool) -> UNet3
     values: Mapping[str, Tensor] = state["model"]
     if average and "ema" in state:
         values = state["ema"]["values"]
-    unet = ARCHITECTURES[recipe.model.architecture](
+    unet: UNet3D = ARCHITECTURES[recipe.model.architecture](
         width=recipe.model.width, normalization=recipe.model.normalization
     )
     own = {
@@ -103,7 +103,8 @@ def unet_of(state: Mapping[str, Any], recipe: Recipe, *, average: bool) -> UNet3
         if name.startswith(UNET_PREFIX)
     }
     unet.load_state_dict(own, strict=True)
-    return unet.eval()
+    unet.eval()
+    return unet
 
 
 def provenance_of(run_folder: Path, config: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:

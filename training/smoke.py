@@ -133,7 +133,8 @@ def publish_and_load(work: Path) -> None:
 
 def reproduce(work: Path) -> None:
     """Train once more from the card, uninterrupted; on a CPU the weights come out the same."""
-    arguments = ["training.reproduce", "--model", work / "unet3d-smoke", "--recipe", "smoke"]
+    arguments: list[str | Path] = ["training.reproduce", "--recipe", "smoke"]
+    arguments += ["--model", work / "unet3d-smoke"]
     arguments += ["--cubes", work / "cubes", "--run-folder", work / "again"]
     result = json.loads(call(*TWO_PROCESSES[1:], *arguments, OMP_NUM_THREADS="1"))
     print(json.dumps(result, indent=2), file=sys.stderr)

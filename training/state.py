@@ -69,7 +69,7 @@ def start_training(recipe: Recipe, process: Process) -> Training:
     elif process.world_size > 1 and process.is_main:
         tqdm.write("Each process normalizes its own batch: gloo has no SyncBatchNorm.", sys.stderr)
     if recipe.run.channels_last:
-        model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last_3d)
     optimizer, second = make_optimizers(model, recipe)
     return Training(
         model=model,
@@ -147,7 +147,7 @@ def wrap(model: nn.Module, recipe: Recipe, process: Process) -> nn.Module:
         wrapped = DistributedDataParallel(
             wrapped, device_ids=ids, find_unused_parameters=alternating
         )
-    return wrapped  # type: ignore[no-any-return]
+    return wrapped
 
 
 def checkpoint_config(recipe: Recipe, store: CubeStore) -> dict[str, Any]:
