@@ -94,7 +94,7 @@ def unet_of(state: Mapping[str, Any], recipe: Recipe, *, average: bool) -> UNet3
     values: Mapping[str, Tensor] = state["model"]
     if average and "ema" in state:
         values = state["ema"]["values"]
-    unet: UNet3D = ARCHITECTURES[recipe.model.architecture](
+    unet = ARCHITECTURES[recipe.model.architecture](
         width=recipe.model.width, normalization=recipe.model.normalization
     )
     own = {
@@ -102,6 +102,7 @@ def unet_of(state: Mapping[str, Any], recipe: Recipe, *, average: bool) -> UNet3
         for name, value in values.items()
         if name.startswith(UNET_PREFIX)
     }
+    assert isinstance(unet, UNet3D)
     unet.load_state_dict(own, strict=True)
     unet.eval()
     return unet
