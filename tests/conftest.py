@@ -1,8 +1,13 @@
-"""Fixtures that several test files share."""
+"""What holds for every test: one thread each, and no network."""
 
+import os
 import socket
 
 import pytest
+
+# Before torch is imported: test processes run side by side, and more threads than cores wait for
+# each other. Processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 _connect = socket.socket.connect
 
