@@ -26,6 +26,7 @@ from training.corpora import CORPORA
 from training.corpora.case import Case
 from training.corpora.splits import fine_tuning_cases, pretraining_cases
 from training.cubes import prepare_case
+from training.plan import preparation_plan
 from universal_model_hub.errors import ConfigError, TooLargeError, UniversalModelError
 from universal_model_hub.files import write_json
 
@@ -145,10 +146,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", "-o", type=Path, required=True, help="folder of the store")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, and only that")
     options = parser.parse_args(arguments)
     try:
         recipe = load_recipe(options.recipe, options.set)
         cases = cases_of(recipe, options.folders)
+        if options.dry_run:
+            print(preparation_plan(recipe, cases, options.output, options.workers))
+            return 0
         summary = prepare(cases, recipe, options.output, workers=options.workers)
     except UniversalModelError as error:
         print(f"prepare: error: {error}", file=sys.stderr)

@@ -33,6 +33,7 @@ from training.batches import (
 from training.config import Recipe, load_recipe
 from training.cubes import CubeStore
 from training.metrics import RunLog, runs_folder
+from training.plan import pretraining_plan
 from training.state import (
     Training,
     checkpoint_config,
@@ -303,18 +304,25 @@ def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m training.pretrain", description=__doc__)
     parser.add_argument("--recipe", type=Path, required=True, help="name or .toml file")
-    parser.add_argument("--cubes", type=Path, required=True, help="store of prepared cubes")
+    parser.add_argument("--cubes", type=Path, help="store of prepared cubes")
     parser.add_argument("--run-folder", type=Path, help="run folder (default: $UMH_RUNS/NAME)")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--override", action="store_true", help="resume in spite of differences")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, and only that")
     options = parser.parse_args(arguments)
+    if options.cubes is None and not options.dry_run:
+        parser.error("--cubes is needed (only --dry-run does without)")
     try:
         recipe = load_recipe(options.recipe, options.set)
+        store = None if options.cubes is None else CubeStore(options.cubes)
+        if store is None or options.dry_run:
+            print(pretraining_plan(recipe, str(options.recipe), store))
+            return 0
         return pretrain(
             recipe,
-            CubeStore(options.cubes),
+            store,
             options.run_folder or runs_folder() / recipe.name,
             device=options.device,
             override=options.override,

@@ -4,6 +4,7 @@ Nothing is allocated: the network is built on PyTorch's meta device and run ther
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from training.config import Recipe
 from training.corpora import CORPORA, packaged
 from training.corpora.packaged_table import read_table
 from training.corpora.paper import SPLIT_SIZES, TABLE_1
+from training.cubes import CubeStore
 from training.objective import UniversalModel
 from training.pretext import TILES, JigsawModel, tile_size
 from training.state import TASKS
@@ -89,6 +91,26 @@ def source_of(recipe: Recipe, corpus: str, modality: str, subjects: int, volumes
         volumes=volumes,
         by_scale=tuple(volumes * count for count in counts),
     )
+
+
+def stored_sources(store: CubeStore, recipe: Recipe) -> list[Source]:
+    """Count the cubes of a store that the recipe trains or validates on."""
+    chosen = [record for record in store.records if record.modality in recipe.modalities]
+    groups = sorted({(record.corpus, record.modality) for record in chosen})
+    result = []
+    for corpus, modality in groups:
+        records = [r for r in chosen if (r.corpus, r.modality) == (corpus, modality)]
+        scales = Counter(record.scale_id for record in records)
+        result.append(
+            Source(
+                corpus=corpus,
+                modality=modality,
+                subjects=len({record.subject for record in records}),
+                volumes=len({record.case for record in records}),
+                by_scale=tuple(scales[i] for i in range(len(recipe.cubes.scales))),
+            )
+        )
+    return result
 
 
 def expected_size(corpus: str, modality: str) -> tuple[int, int]:
