@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 WORKERS ?= 2
 
-.PHONY: demo test test-all lint train-smoke bench package-size clean help
+.PHONY: demo test test-all lint train-smoke gpu-check bench package-size clean help
 
 help:
-	@echo "make demo | test | test-all | train-smoke | bench | package-size"
+	@echo "make demo | test | test-all | train-smoke | gpu-check | bench | package-size"
 
 # torch first and alone: its pinned CPU build must not be replaced by a CUDA one.
 $(VENV)/.base: setup.cfg constraints.txt
@@ -43,6 +43,10 @@ package-size: $(VENV)/.base
 
 train-smoke: $(VENV)/.dev
 	$(BIN)/python -m training.smoke
+
+# Needs a CUDA build of PyTorch in .venv; without a GPU it says so and fails.
+gpu-check: $(VENV)/.dev
+	$(BIN)/python -m training.gpu_check --output results/gpu_check.json
 
 clean:
 	rm -rf build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
