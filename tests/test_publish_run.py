@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -101,7 +102,7 @@ def test_a_card_that_promises_more_is_not_reproduced(finished, tmp_path):
     for row in config["metrics"]:
         row["value"] *= 0.5
     model = tmp_path / "model"
-    model.mkdir()
+    shutil.copytree(work / "model", model)
     (model / "config.json").write_text(json.dumps(config))
     with pytest.raises(IntegrityError, match="restoration"):
         reproduce(model, RECIPE, store, tmp_path / "again", tolerance=0.05)
