@@ -138,7 +138,8 @@ def measure(run: Run, held_out: Path, num_cubes: int) -> dict[str, Any]:
     model.load_state_dict(state["model"])
     model.eval()
     numbers = np.random.default_rng(0).permutation(len(store))[:num_cubes].tolist()
-    errors = restoration_errors(model.unet, store, load_bodies(store), numbers)
+    bodies = load_bodies(store)
+    errors = restoration_errors(model.unet, store, bodies, numbers, recipe.corruption)
     features = pooled_features(model.unet.encoder, store)
     result = {
         "key": key,

@@ -25,6 +25,7 @@ from training.corpora.phantom import (
     render_mr,
 )
 from training.cubes import CubeStore, resize, write_cubes
+from training.prepare import check_same_recipe
 from universal_model_hub.files import atomic_path, parse_json
 from universal_model_hub.volume import Volume
 
@@ -49,9 +50,13 @@ def make_store(
 
     Subjects whose files are there are left alone. Beside the store, ``<folder>-bodies`` gets for
     each case the mask of what is body, (n, X, Y, Z) bool, row by row as the cubes.
+
+    Raises:
+        ConfigError: If the folder holds cubes of other settings.
     """
     bodies_of(folder).mkdir(parents=True, exist_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
+    check_same_recipe(folder, recipe)
     jobs = [
         PhantomJob(region, index, recipe, folder)
         for index in range(first, first + subjects)
@@ -141,7 +146,7 @@ def load_bodies(store: CubeStore) -> dict[str, np.ndarray]:
 def store_cases(store: CubeStore) -> dict[str, dict[str, object]]:
     """Count volumes and cubes by region and modality, for the report."""
     counts: dict[str, dict[str, object]] = {}
-    for header in sorted(store.folder.glob("*.json")):
+    for header in sorted(store.folder.glob("*-*.json")):
         record = parse_json(header.read_bytes())
         source = record["source"]
         row = counts.setdefault(

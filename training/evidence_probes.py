@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
-from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
@@ -72,8 +72,9 @@ def out_of_fold(
     features: np.ndarray, truth: np.ndarray, subjects: Sequence[str], method: str
 ) -> np.ndarray:
     """Return for every cube the answer of a probe that was fitted on other subjects."""
+    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
     answers: np.ndarray = cross_val_predict(
-        new_probe(), features, truth, groups=subjects, cv=GroupKFold(FOLDS), method=method
+        new_probe(), features, truth, groups=subjects, cv=folds, method=method
     )
     return answers
 

@@ -16,7 +16,6 @@ from training.cubes import CubeStore
 from training.pictures import clearest_cubes, new_figure, restored_figure, save_figure
 from training.publish import final_checkpoint, unet_of
 from training.restoration import CORRUPTION_NAMES
-from training.transforms import CorruptionConfig
 from universal_model_hub.files import write_bytes, write_json
 
 NOTES = "## What was tried"
@@ -189,7 +188,7 @@ def markdown(result: Mapping[str, Any], picture: str, notes: str) -> str:
         )
     lines += [
         "",
-        "Mean squared errors inside the body (x 1000), each corruption alone, published sizes:",
+        "Mean squared errors inside the body (x 1000), each corruption alone and always:",
         "",
         "| corruption | modality | cubes | corrupted | median filter | restored | without MIAL |",
         "|---|---|---:|---:|---:|---:|---:|",
@@ -213,10 +212,11 @@ def write_report(
     notes = old.partition(NOTES + "\n")[2]
     output.parent.mkdir(parents=True, exist_ok=True)
     _, state, config = final_checkpoint(run_folder)
-    unet = unet_of(state, recipe_of(config["recipe"]), average=True)
+    recipe = recipe_of(config["recipe"])
+    unet = unet_of(state, recipe, average=True)
     cubes = clearest_cubes(held_out, range(len(held_out)))
     picture = output.with_name(f"{output.stem}_restored.png")
-    save_figure(restored_figure(unet, cubes, CorruptionConfig()), picture)
+    save_figure(restored_figure(unet, cubes, recipe.corruption), picture)
     save_figure(
         precision_figure(result["precision"]), output.with_name(f"{output.stem}_precision.png")
     )

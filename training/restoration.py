@@ -1,7 +1,7 @@
 """How well a U-Net restores cubes: one corruption at a time, inside the body.
 
-Every corruption is applied alone and always, with its published sizes. Errors are mean squared
-errors over the voxels of the body, in squared units of [0, 1].
+Every corruption is applied alone and always. Errors are mean squared errors over the voxels of the
+body, in squared units of [0, 1].
 """
 
 from collections.abc import Callable, Sequence
@@ -58,9 +58,9 @@ def restoration_errors(
     store: CubeStore,
     bodies: dict[str, np.ndarray],
     numbers: Sequence[int],
+    config: CorruptionConfig,
     *,
     seed: int = 0,
-    config: CorruptionConfig | None = None,
 ) -> list[RestorationErrors]:
     """Measure a U-Net, doing nothing, and a median filter on the same corrupted cubes.
 
@@ -69,13 +69,12 @@ def restoration_errors(
         store: The cubes.
         bodies: For each case the masks of its cubes, (n, X, Y, Z) bool.
         numbers: Which cubes of the store.
+        config: Sizes of the corruptions.
         seed: Of the corruptions.
-        config: Sizes of the corruptions; default is the published ones.
 
     Returns:
         A row for each corruption and modality.
     """
-    config = config or CorruptionConfig()
     rows = []
     for stream, name in enumerate(CORRUPTION_NAMES):
         errors: dict[str, list[tuple[float, float, float]]] = {}
