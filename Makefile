@@ -37,6 +37,10 @@ test-all: lint
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.embed_ct
+	$(BIN)/python -m benchmarks.embed_ct --memory-limit 2147483648 \
+		--output results/benchmark_embed_ct_2gib.json
+	$(BIN)/python -m benchmarks.resample
+	$(BIN)/python -m benchmarks.readme
 
 package-size: $(VENV)/.base
 	$(BIN)/python -m benchmarks.package_size

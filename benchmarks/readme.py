@@ -1,0 +1,89 @@
+"""The measured passages of README.md, written from the files in results/.
+
+    python -m benchmarks.readme
+
+A test compares README.md with what this would write, so that no number there goes stale.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "results"
+
+
+def main() -> None:
+    """Rewrite the passages between the markers."""
+    path = ROOT / "README.md"
+    path.write_text(written(path.read_text()))
+
+
+def written(text: str) -> str:
+    """Return README's text with every measured passage as the result files have it."""
+    for name, passage in (("package-size", package_size()), ("embed-ct", embed_ct())):
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = f"{before}{begin}\n{passage}\n{end}{after}"
+    return text
+
+
+def package_size() -> str:
+    """Say how much an installation brings."""
+    result = read("package_size.json")
+    added = result["added"]
+    names = ", ".join(sorted(added))
+    return (
+        f"Beyond torch and numpy this brings {result['packages']} packages of "
+        f"{result['megabytes']:.1f} MB of wheels in all ({names}).\n"
+        f"Measured by `make package-size`, {stamp(result)}."
+    )
+
+
+def embed_ct() -> str:
+    """Say what embedding a real CT costs, with and without a tight memory limit."""
+    results = [read("benchmark_embed_ct.json"), read("benchmark_embed_ct_2gib.json")]
+    first = results[0]
+    shape = " x ".join(str(side) for side in first["shape"])
+    spacing = " x ".join(f"{side:.2f}" for side in first["spacing_mm"])
+    rows = "\n".join(
+        f"| {limit(r)} | {r['peak_rss_mib'] / 1024:.1f} GiB | {r['seconds']:.0f} s |"
+        for r in results
+    )
+    return (
+        f"`umh embed` on {first['scan']} ({shape} voxels of {spacing} mm, a real chest CT), "
+        f"{first['model']} ({first['weights']}), {first['threads']} threads; the same features "
+        "either way:\n\n"
+        "| memory limit | peak memory of the process | time, start to end |\n|---|---|---|\n"
+        f"{rows}\n\n"
+        "The limit is for what the scan adds to the running program "
+        f"({first['rss_before_scan_mib']} MiB here). It is checked against an estimate before the "
+        "run; a scan that would not fit is refused with both numbers.\n"
+        f"Measured by `make bench`, {stamp(first)}."
+    )
+
+
+def limit(result: dict[str, Any]) -> str:
+    """Say the memory limit of a run."""
+    if result["memory_limit_bytes"] is None:
+        return "half of what is free (default)"
+    return f"{result['memory_limit_bytes'] / 2**30:.0f} GiB"
+
+
+def stamp(result: dict[str, Any]) -> str:
+    """Say when and on what a result was measured."""
+    hardware = result["hardware"]
+    return (
+        f"{result['date'][:10]}, commit {result['commit'][:7]}, {hardware['processor']}, "
+        f"{hardware['cores']} cores, torch {result['versions']['torch']}"
+    )
+
+
+def read(name: str) -> dict[str, Any]:
+    """Read a result file."""
+    return dict(json.loads((RESULTS / name).read_text()))
+
+
+if __name__ == "__main__":
+    main()
