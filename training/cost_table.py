@@ -82,8 +82,8 @@ def cost_tables(cost: Mapping[str, Any]) -> str:
     corruption, preparation = measured["corruption"], measured["preparation"]
     x, y, z = preparation["shape"]
     lines = [
-        f"Measured on {hardware['processor']}, {hardware['threads']} threads of "
-        f"{hardware['cores']} cores, torch {hardware['torch']}, {cost['date']}, commit "
+        f"Measured on {hardware['processor']}, {hardware['threads']} of "
+        f"{hardware['cores']} cores used, torch {hardware['torch']}, {cost['date']}, commit "
         f"`{cost['commit'][:12]}`; load average {load['before']} before and {load['after']} after"
         f"{shared(hardware['cores'], load)}.",
         "",
@@ -127,7 +127,7 @@ def bfloat16_note(slowdown: float) -> str:
     if slowdown <= SLOWEST_BFLOAT16:
         return f"On this processor a tiny step in bfloat16 takes {slowdown} of float32's time."
     return (
-        f"This processor has no bfloat16 instructions: a tiny step takes {slowdown:.0f} times "
+        f"This processor is no match for bfloat16: a tiny step takes {slowdown:.0f} times "
         "float32's time, so its rows are left out."
     )
 
