@@ -161,8 +161,11 @@ def write_report(path: Path, name: str, shown: list[Shown], labels: Volume, refu
         "random network; they show that the way from a scan to features works, and nothing else."
         "</p>",
         "<h2>Two real scans and their features</h2>",
-        figure(lambda: draw_features(ct, (-1000.0, 400.0)), "ct-chest-4, and its features"),
-        figure(lambda: draw_features(mr, None), "mr-template-1 (MNI152), and its features"),
+        figure(
+            lambda: draw_features(ct, (-1000.0, 400.0)),
+            "ct-chest-4, and the first three principal components of its features (level 1)",
+        ),
+        figure(lambda: draw_features(mr, None), "mr-template-1 (MNI152), likewise"),
         "<h2>Labels on the scan's own grid</h2>",
         figure(lambda: draw_labels(ct.volume, labels), f"threshold at {BONE_HU:.0f} HU, no model"),
         f"<p>A network with an untrained head is refused: <code>{html.escape(refusal)}</code></p>",

@@ -171,7 +171,7 @@ def test_a_folder_that_is_not_there_or_not_whole_is_refused(folder: Path):
     (folder / "model.safetensors").rename(folder / "model.pt")
     with pytest.raises(WeightsError, match=r"Expected model\.safetensors"):
         resolve_model(folder)
-    with pytest.raises(WeightsError, match="umh convert"):
+    with pytest.raises(WeightsError, match="save_pretrained"):
         resolve_model(folder / "model.pt")
 
 

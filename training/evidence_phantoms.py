@@ -18,7 +18,6 @@ from training.corpora.phantom import (
     CT_SCANNERS,
     KINDS,
     MR_SCANNERS,
-    SEQUENCES,
     PhantomSubject,
     make_subject,
     render_ct,
@@ -106,15 +105,17 @@ def case_of(job: PhantomJob, modality: Modality) -> Case:
 
 
 def scanned(subject: PhantomSubject, modality: Modality, rng: np.random.Generator) -> Volume:
-    """Scan a subject on a random scanner, MR with a random sequence.
+    """Scan a subject on a random scanner, MR as T1.
 
-    The background of the MR scans is set to 0, as masked data sets come: its noise lies above the
+    One sequence, because with all of them an MR cube and its inverted copy are equally likely: no
+    network could say which one it was given, and every error would be that of the guess. The
+    background of the MR scans is set to 0, as masked data sets come: its noise lies above the
     level at which a cube counts as air, and cubes of noise say nothing about either goal.
     """
     if modality == "CT":
         return render_ct(subject, rng, CT_SCANNERS[str(rng.choice(sorted(CT_SCANNERS)))])
     scanner = MR_SCANNERS[str(rng.choice(sorted(MR_SCANNERS)))]
-    scan = render_mr(subject, rng, str(rng.choice(SEQUENCES)), scanner)
+    scan = render_mr(subject, rng, "T1", scanner)
     return Volume(np.where(subject.labels > 0, scan.array, 0).astype(np.int16), scan.affine)
 
 

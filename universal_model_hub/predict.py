@@ -224,7 +224,7 @@ def _check_segmenter(model: nn.Module) -> None:
     if getattr(model, "head_trained", True) is False:
         raise WeightsError(
             "Expected a model with a trained head; the head of this one is new, its labels would "
-            "be noise. Fine-tune it (umh finetune), or load a segmenter that was saved with its "
+            "be noise. Train it, or load a segmenter that was saved with its "
             "head. If you trained it yourself, set model.head_trained = True."
         )
 

@@ -233,7 +233,7 @@ def _check_magic(start: bytes, path: Path) -> None:
         rb"\s*<": "is a web page or XML, perhaps an error page saved under this name",
         rb"version https://git-lfs": "is a Git LFS pointer; fetch the file with `git lfs pull`",
         rb"PK\x03\x04|\x80[\x02-\x05]": "is a pickle (.pt, .pth), which is never loaded here; "
-        "convert a file you trust with `umh convert`",
+        "read a file you trust with torch.load and write a model folder with save_pretrained",
         rb"\x1f\x8b": "is gzip-compressed",
     }
     if len(start) < 8:

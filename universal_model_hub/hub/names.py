@@ -130,8 +130,8 @@ def _local_name(path: Path) -> LocalName:
         raise ConfigError(f"Expected a model folder or a .safetensors file, {path} does not exist.")
     elif path.suffix != ".safetensors":
         raise WeightsError(
-            f"Expected a .safetensors file, got {path.name}. Other projects' checkpoints are "
-            "converted first: umh convert FILE --output FOLDER."
+            f"Expected a .safetensors file, got {path.name}. Read a checkpoint that you "
+            "trust with torch.load, and write a model folder with save_pretrained."
         )
     else:
         weights = path
