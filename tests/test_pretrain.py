@@ -34,6 +34,7 @@ SIDE = 16
 
 RECIPE = Recipe(
     name="test",
+    corpora=("CT", "MR"),
     cubes=CubesConfig(size=(SIDE, SIDE, SIDE)),
     model=ModelConfig(width=2),
     objective=ObjectiveConfig(scale_hidden=16, discriminator_hidden=8),
@@ -167,6 +168,25 @@ def test_every_cube_comes_once_an_epoch_and_groups_take_turns(store):
     assert kinds[:6] == kinds[6:]
 
 
+def test_only_corpora_of_the_recipe_are_trained_on(store):
+    only = dataclasses.replace(RECIPE, corpora=("CT",))
+    numbers, validation = split_cubes(store, only)
+    assert {store.records[n].corpus for n in numbers + validation} == {"CT"}
+    with pytest.raises(ConfigError, match="from luna16"):
+        training_stream(store, [], dataclasses.replace(RECIPE, corpora=("luna16",)))
+
+
+def test_cubes_of_other_settings_are_refused(store, tmp_path):
+    settings = RECIPE.to_json() | {"seed": 3}
+    write_json(store.folder / "store.json", {"recipe": settings})
+    pretrain(with_run(steps=1), CubeStore(store.folder), tmp_path / "same", progress=False)
+    settings["cubes"] = settings["cubes"] | {"air_share": 0.5}
+    write_json(store.folder / "store.json", {"recipe": settings})
+    with pytest.raises(ConfigError, match=r"cubes\.air_share: 0\.5 -> 0\.98"):
+        pretrain(with_run(steps=1), CubeStore(store.folder), tmp_path / "other", progress=False)
+    assert not (tmp_path / "other").exists()
+
+
 def test_no_subject_is_on_both_sides_of_the_split(store):
     numbers, validation = split_cubes(store, RECIPE)
     sides = [{store.records[n].subject for n in part} for part in (numbers, validation)]
@@ -208,6 +228,7 @@ def command(tmp_path, run, recipe_text, processes):
 
 
 TOML = """
+corpora = ["CT", "MR"]
 [cubes]
 size = [16, 16, 16]
 [model]

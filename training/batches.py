@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from training.config import Recipe
-from training.cubes import CubeStore
+from training.cubes import CubeRecord, CubeStore
 from training.objective import MODALITY_IDS
 from training.pretext import ROTATIONS, cut_tiles, jigsaw_permutations, rotate
 from training.transforms import original_and_corrupted, strength_at
@@ -59,14 +59,14 @@ def training_stream(store: CubeStore, numbers: Sequence[int], recipe: Recipe) ->
         groups.setdefault(tuple(values[name] for name in recipe.run.balance), []).append(number)
     if not groups:
         raise ConfigError(
-            f"The store {store.folder} holds no training cubes of {', '.join(recipe.modalities)}. "
-            "Prepare cubes first, or change the recipe's modalities."
+            f"The store {store.folder} holds no training cubes of {', '.join(recipe.modalities)} "
+            f"from {', '.join(recipe.corpora)}. Prepare them first, or change the recipe."
         )
     return Stream([np.array(groups[name]) for name in sorted(groups, key=str)], recipe.run.seed)
 
 
 def split_cubes(store: CubeStore, recipe: Recipe) -> tuple[list[int], list[int]]:
-    """Split the cubes of the recipe's modalities into training and validation, by subject.
+    """Split the cubes of the recipe's corpora and modalities into two parts, by subject.
 
     The subjects of each corpus are shuffled with the run's seed; ``run.validation_share`` of them,
     at least one where a corpus has two or more, validate.
@@ -76,7 +76,7 @@ def split_cubes(store: CubeStore, recipe: Recipe) -> tuple[list[int], list[int]]
     """
     subjects: dict[str, set[str]] = {}
     for record in store.records:
-        if record.modality in recipe.modalities:
+        if is_wanted(record, recipe):
             subjects.setdefault(record.corpus, set()).add(record.subject)
     held_out = set()
     for corpus, names in sorted(subjects.items()):
@@ -89,12 +89,17 @@ def split_cubes(store: CubeStore, recipe: Recipe) -> tuple[list[int], list[int]]
     training: list[int] = []
     validation: list[int] = []
     for number, record in enumerate(store.records):
-        if record.modality in recipe.modalities:
+        if is_wanted(record, recipe):
             part = validation if (record.corpus, record.subject) in held_out else training
             part.append(number)
     rng = np.random.default_rng([recipe.run.seed, VALIDATION_STREAM])
     order = rng.permutation(len(validation))[: recipe.run.validation_cubes]
     return training, sorted(validation[i] for i in order)
+
+
+def is_wanted(record: CubeRecord, recipe: Recipe) -> bool:
+    """Whether a recipe trains on a cube: it names the cube's corpus and its modality."""
+    return record.corpus in recipe.corpora and record.modality in recipe.modalities
 
 
 class TaskCubes(Dataset[dict[str, Tensor]]):

@@ -22,6 +22,7 @@ from training.corpora import CORPORA
 from training.corpora.case import Case
 from universal_model_hub.errors import ConfigError, IntegrityError
 from universal_model_hub.files import atomic_path, sha256_of, write_json
+from universal_model_hub.fit.checkpoint import config_differences
 from universal_model_hub.preprocess import preprocess
 from universal_model_hub.volume import Volume
 
@@ -76,11 +77,34 @@ class CubeStore:
                 fields: dict[str, Any] = {**record["source"], **cube}
                 fields |= {key: tuple(cube[key]) for key in ("start", "side")}
                 self.records.append(CubeRecord(**fields))
+        summary = folder / "store.json"
+        self.settings: dict[str, Any] = {}  # of the recipe that the cubes were prepared by
+        if summary.is_file():
+            self.settings = json.loads(summary.read_text()).get("recipe", {})
         self.sha256 = digest.hexdigest()  # of all arrays, in the order of their names
         self._maps: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def require(self, recipe: Recipe) -> None:
+        """Refuse a recipe that would have prepared other cubes.
+
+        Raises:
+            ConfigError: Listing the settings that differ.
+        """
+        wanted = recipe.to_json()
+        differences = [
+            line
+            for part in ("preprocessing", "cubes")
+            if part in self.settings
+            for line in config_differences(self.settings[part], wanted[part], part)
+        ]
+        if differences:
+            raise ConfigError(
+                f"The cubes in {self.folder} were prepared by other settings than the recipe "
+                f"{recipe.name} has: {'; '.join(differences[:10])}. Prepare cubes for this recipe."
+            )
 
     def cube(self, number: int) -> np.ndarray:
         """Return one cube, (X, Y, Z) float32 in [0, 1]."""

@@ -83,9 +83,11 @@ def pretrain(
         0 when the run is complete, 128 plus the signal's number when it was stopped.
 
     Raises:
+        ConfigError: If the cubes were prepared by other settings than the recipe's.
         CheckpointError: If the loss is not finite (the last good checkpoint stays), or no
             checkpoint of this run can be used.
     """
+    store.require(recipe)
     with process_group(device) as process, contextlib.ExitStack() as stack:
         if process.is_main:
             stack.enter_context(run_lock(run_folder))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from universal_model_hub.assemble import torch_device
 from universal_model_hub.errors import CheckpointError, ConfigError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -68,12 +69,7 @@ def pick_device(device: str, local_rank: int = 0) -> torch.device:
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"Expected device auto, cpu or cuda, got {device!r}.") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("Device cuda was asked for, but this PyTorch sees no GPU. Use cpu.")
+    chosen = torch_device(device)
     if chosen.type == "cuda" and chosen.index is None:
         return torch.device("cuda", local_rank)
     return chosen
