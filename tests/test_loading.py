@@ -664,3 +664,22 @@ def test_the_contracts_names_are_what_loading_offers():
     assert loading.DEFAULT == "unet3d-compact"
     assert {"load_encoder", "load_unet", "load_segmenter", "load_classifier"} < set(loading.__all__)
     assert isinstance(load_encoder(pretrained=False).load_report, LoadReport)
+
+
+def test_changed_weights_do_not_keep_the_claims_of_those_they_come_from(models, tmp_path):
+    claims = {"metrics": [{"task": "t", "metric": "IoU", "value": 0.9, "source": "results/x"}]}
+    claims["provenance"] = {"commit": "abc", "run": {"hours": 2}, "date": "2026-11-22"}
+    first = save_pretrained(models["segmenter"], tmp_path / "first", head_trained=True, **claims)
+    same = read_config(save_pretrained(load_segmenter(first), tmp_path / "same") / "config.json")
+    assert (same.name, same.provenance["commit"]) == ("first", "abc")
+    assert same.metrics[0]["value"] == 0.9
+
+    model = load_segmenter(first)
+    with torch.no_grad():
+        model.head.weight.add_(1)
+    changed = read_config(save_pretrained(model, tmp_path / "changed") / "config.json")
+    assert changed.name == "changed"
+    assert changed.metrics == ()
+    base = {"name": "first", "sha256": read_config(first / "config.json").sha256}
+    assert changed.provenance == {"base": base}
+    assert b"hours" not in (first / "model.safetensors").read_bytes()

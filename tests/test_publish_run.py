@@ -12,6 +12,7 @@ from training.pretrain import pretrain
 from training.publish import catalog_row, final_checkpoint, publish, recipe_sha256
 from training.reproduce import compare, reproduce
 from universal_model_hub import load_encoder, load_unet
+from universal_model_hub.catalog import Weights
 from universal_model_hub.errors import CheckpointError, ConfigError, IntegrityError
 
 
@@ -70,12 +71,14 @@ def test_an_unfinished_run_is_not_published(finished, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
-def test_the_catalog_row_pins_the_file(finished):
+def test_the_catalog_row_can_be_pasted_and_pins_the_file(finished):
     work, _ = finished
-    row = catalog_row(work / "model", repo_id="org/name", revision="a" * 40)
-    sha256 = json.loads((work / "model" / "config.json").read_text())["sha256"]
-    assert sha256 in row
-    assert "'org/name'" in row
+    text = catalog_row(work / "model", repo_id="org/name", revision="a" * 40)
+    (row,) = eval(f"({text.strip()})", {"Weights": Weights})  # as in catalog.py
+    config = json.loads((work / "model" / "config.json").read_text())
+    assert (row.name, row.sha256, row.license) == ("model", config["sha256"], "apache-2.0")
+    assert (row.source, row.repo_id, row.revision) == ("hub", "org/name", "a" * 40)
+    assert row.size == (work / "model" / "model.safetensors").stat().st_size
 
 
 def test_a_card_is_reproduced_to_the_bit(finished, tmp_path):

@@ -193,7 +193,7 @@ def test_identifying_header_text_does_not_reach_the_output(tmp_path):
 
 @pytest.mark.parametrize("name", ["scan.mha", "scan.nii.zip", "scan", "scan.gz"])
 def test_an_output_of_another_kind_is_refused_before_writing(tmp_path, name):
-    with pytest.raises(ConfigError, match=r"\.nii or \.nii\.gz"):
+    with pytest.raises(ConfigError, match=r"\.nii\.gz, \.img or \.hdr"):
         save_volume(Volume(ramp(2, 3, 4), np.eye(4)), tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
@@ -389,3 +389,19 @@ def test_import_loads_no_torch():
 def test_gzip_of_the_output_passes_the_systems_own_check(tmp_path):
     save_volume(Volume(ramp(5, 6, 7), np.eye(4)), tmp_path / "scan.nii.gz")
     assert len(gzip.decompress((tmp_path / "scan.nii.gz").read_bytes())) == 352 + 5 * 6 * 7 * 2
+
+
+@pytest.mark.parametrize("name", ["scan.img", "scan.hdr"])
+def test_a_pair_of_files_comes_back(tmp_path, name):
+    array = np.random.default_rng(0).integers(-1000, 1000, (5, 4, 3)).astype(np.int16)
+    affine = np.array([[0, 2, 0, -7], [1.5, 0, 0, 3], [0, 0, -4, 9], [0, 0, 0, 1]], float)
+    save_volume(Volume(array, affine), tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scan.hdr", "scan.img"]
+    for half in ("scan.img", "scan.hdr"):
+        again = load_volume(tmp_path / half)
+        assert np.array_equal(again.array, array)
+        np.testing.assert_allclose(again.affine, affine, atol=1e-5)
+    with pytest.raises(ConfigError, match="exists"):
+        save_volume(Volume(array, affine), tmp_path / name)
+    save_volume(Volume(array + 1, affine), tmp_path / name, force=True)
+    assert np.array_equal(load_volume(tmp_path / name).array, array + 1)

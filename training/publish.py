@@ -22,6 +22,8 @@ from torch import Tensor
 
 from training.config import Recipe, recipe_of
 from training.metrics import commit, read_lines
+from universal_model_hub.catalog import WEIGHTS
+from universal_model_hub.config import read_config
 from universal_model_hub.errors import CheckpointError, ConfigError, UniversalModelError
 from universal_model_hub.files import parse_json, sha256_of
 from universal_model_hub.fit.checkpoint import list_checkpoints, load_checkpoint
@@ -150,23 +152,28 @@ def validation_metrics(run_folder: Path, recipe: Recipe) -> list[dict[str, Any]]
 
 
 def catalog_row(folder: Path, *, repo_id: str | None, revision: str | None) -> str:
-    """Return the row of ``catalog.py`` that pins this model."""
-    config = parse_json((folder / "config.json").read_bytes())
+    """Return the row that pins this model, to paste into the rows of ``catalog.py``.
+
+    A row of that name keeps its summary.
+    """
+    config = read_config(folder / "config.json")
     weights = folder / "model.safetensors"
-    source = "bundled" if repo_id is None else "hub"
-    return (
-        f'    "{config["name"]}": Weights(\n'
-        f'        name="{config["name"]}",\n'
-        f'        source="{source}",\n'
-        f"        repo_id={repo_id!r},\n"
-        f"        revision={revision!r},\n"
-        f'        sha256="{sha256_of(weights)}",\n'
-        f"        size={weights.stat().st_size},\n"
-        f'        kind="{config["kind"]}",\n'
-        f'        architecture="{config["architecture"]}",\n'
-        f"        arguments={config['arguments']!r},\n"
-        "    ),"
-    )
+    old = WEIGHTS.get(config.name)
+    fields = {
+        "name": config.name,
+        "source": "bundled" if repo_id is None else "hub",
+        "kind": config.kind,
+        "architecture": config.architecture,
+        "arguments": config.to_json()["arguments"],
+        "summary": old.summary if old else "3D U-Net, pre-trained by the paper's method",
+        "repo_id": repo_id,
+        "revision": revision,
+        "sha256": sha256_of(weights),
+        "size": weights.stat().st_size,
+        "license": config.license,
+    }
+    lines = "".join(f"        {name}={value!r},\n" for name, value in fields.items())
+    return f"    Weights(\n{lines}    ),"
 
 
 def main(arguments: list[str] | None = None) -> int:

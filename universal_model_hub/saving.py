@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 # config.json last: a folder without one is not taken for a model.
 FILES = ("model.safetensors", "README.md", "config.json")
 UNNAMED = "unnamed"
-NOT_DETERMINISTIC = ("hours", "date", "hardware")  # kept out of the weight file
+# What of the provenance goes into the weight file, so that equal runs give equal files.
+DETERMINISTIC = ("base", "commit", "recipe", "recipe_sha256", "data_sha256", "seed", "versions")
 
 
 def save_pretrained(
@@ -43,7 +44,8 @@ def save_pretrained(
 ) -> Path:
     """Write a model folder that the ``load_*`` functions take; equal models give equal weights.
 
-    What is left out is taken from the model, where it was loaded by this package.
+    What is left out is taken from the model, where it was loaded by this package. Name, provenance
+    and metrics of weights that have changed since are not: the new provenance names them as base.
 
     Args:
         model: A ``UNet3D``, ``Encoder`` or ``Classifier``, wrapped (DDP, torch.compile) or not.
@@ -83,8 +85,15 @@ def save_pretrained(
         "head_trained": head_trained,
     }
     safe_name(changes["name"], "the name of the model")
-    config = replace(config, **{k: v for k, v in changes.items() if v is not None})
-    weights = tensor_bytes(_file_state(model, config), _metadata(config))
+    own = {k: v for k, v in changes.items() if v is not None}
+    config = replace(config, **own)
+    state = _file_state(model, config)
+    weights = tensor_bytes(state, _metadata(config))
+    stale = _stale(model, config, weights, folder)
+    if stale:
+        given = {"name": name, "provenance": provenance, "metrics": metrics}
+        config = replace(config, **{k: v for k, v in stale.items() if given[k] is None})
+        weights = tensor_bytes(state, _metadata(config))
     config = replace(config, sha256=hashlib.sha256(weights).hexdigest())
     try:
         _write(folder, weights, config)
@@ -158,8 +167,21 @@ def _file_state(model: nn.Module, config: ModelConfig) -> dict[str, Any]:
 
 
 def _metadata(config: ModelConfig) -> dict[str, str]:
-    kept = {k: v for k, v in config.provenance.items() if k not in NOT_DETERMINISTIC}
+    kept = {k: v for k, v in config.provenance.items() if k in DETERMINISTIC}
     return {"provenance": json.dumps(kept, sort_keys=True)} if kept else {}
+
+
+def _stale(model: nn.Module, config: ModelConfig, weights: bytes, folder: Path) -> dict[str, Any]:
+    """Return what to say instead of the claims of other weights; empty if none are made.
+
+    Weights that were loaded and come out with the same hash are still the ones that were measured.
+    """
+    loaded = getattr(getattr(model, "load_report", None), "sha256", None)
+    if loaded is None or hashlib.sha256(weights).hexdigest() == loaded:
+        return {}
+    base = {"name": config.name, "sha256": loaded}
+    own_name = safe_name(folder.resolve().name, "the folder, which names the model,")
+    return {"name": own_name, "provenance": {"base": base}, "metrics": ()}
 
 
 def _check_folder(folder: Path, *, force: bool) -> None:

@@ -15,6 +15,7 @@ from universal_model_hub.volume.stream import CHUNK
 
 LARGEST_NIFTI1_SIDE = 32767
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+PAIR = (".img", ".hdr")
 SCANNER = 1  # the standard's code for scanner-based coordinates
 NARROWED = ("u1", "i2", "u2", "i4", "u4")  # tried in this order for 64-bit integers
 
@@ -28,7 +29,7 @@ def save_volume(volume: Volume, path: str | PathLike[str], *, force: bool = Fals
 
     Args:
         volume: What to write.
-        path: A .nii or .nii.gz file in a folder that exists.
+        path: A .nii or .nii.gz file in a folder that exists; .img or .hdr writes the pair of both.
         force: Replace a file that exists; it stays as it is until the new one is complete.
 
     Raises:
@@ -36,12 +37,19 @@ def save_volume(volume: Volume, path: str | PathLike[str], *, force: bool = Fals
         VolumeError: If a voxel does not fit the file's type or is not finite, or the disk is full.
     """
     path = Path(path)
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
-        raise ConfigError(f"Expected an output named .nii or .nii.gz, got {path.name}. Rename it.")
-    check_output(path, [], force=force)
+    if not path.name.lower().endswith((".nii", ".nii.gz", *PAIR)):
+        raise ConfigError(
+            f"Expected an output named .nii, .nii.gz, .img or .hdr, got {path.name}. Rename it."
+        )
+    pair = path.suffix.lower() in PAIR
+    for output in [path.with_suffix(suffix) for suffix in PAIR] if pair else [path]:
+        check_output(output, [], force=force)
     stored = _stored_dtype(volume.array)
     header = _header(volume, stored)
     try:
+        if pair:
+            _write_pair(path, header, volume.array, stored)
+            return
         with atomic_path(path) as temporary, temporary.open("xb") as file:
             if path.name.lower().endswith(".gz"):
                 # No name and no time in the gzip header: both would make equal volumes differ.
@@ -99,11 +107,28 @@ def _header(volume: Volume, stored: np.dtype) -> nibabel.Nifti1Header:
     return header
 
 
+def _write_pair(
+    path: Path, header: nibabel.Nifti1Header, array: np.ndarray, stored: np.dtype
+) -> None:
+    """Write voxels to .img and the header to .hdr, the header last: without it nothing is read."""
+    header["vox_offset"] = 0
+    header["magic"] = header.pair_magic
+    image, text = (path.with_suffix(suffix) for suffix in PAIR)
+    with atomic_path(text) as temporary:
+        temporary.write_bytes(header.binaryblock)
+        with atomic_path(image) as voxels, voxels.open("xb") as file:
+            _write_voxels(file, array, stored)
+
+
 def _write(
     file: BinaryIO, header: nibabel.Nifti1Header, array: np.ndarray, stored: np.dtype
 ) -> None:
     file.write(header.binaryblock)
     file.write(b"\0" * (int(header["vox_offset"]) - header.sizeof_hdr))  # no extensions
+    _write_voxels(file, array, stored)
+
+
+def _write_voxels(file: BinaryIO, array: np.ndarray, stored: np.dtype) -> None:
     X, Y, Z = array.shape
     depth = max(1, CHUNK // (X * Y * stored.itemsize))  # slices a chunk: memory stays small
     for z in range(0, Z, depth):
