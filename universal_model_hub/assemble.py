@@ -104,7 +104,7 @@ def assemble(
         load_report=report,
         head_trained=head_trained,
     )
-    return model.eval().to(chosen_device)
+    return model.train(False).to(chosen_device)
 
 
 def _restored(

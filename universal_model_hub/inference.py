@@ -77,7 +77,7 @@ def prepare(model: nn.Module, device: torch.device) -> nn.Module:
     The copy is in eval mode, on ``device``, with its weights in the memory format that
     convolutions run fastest in. Rewritings of the network that keep its function belong here.
     """
-    private = copy.deepcopy(model).eval().requires_grad_(False)
+    private = copy.deepcopy(model).train(False).requires_grad_(False)
     private.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch's stub
     return private.to(device)
 

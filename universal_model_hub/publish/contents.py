@@ -25,7 +25,7 @@ SECRETS = {
     "an AWS key": re.compile("AKIA[0-9A-Z]{16}"),
     "a private key": re.compile("-----BEGIN [A-Z ]*PRIVATE KEY"),
     "a path in a home folder": re.compile(
-        r"(?<![\w.~-])(?:/home/|/Users/|/root/|[A-Za-z]:\\{1,2}Users\\{1,2})[\w.-]"
+        r"(?<![\w.~-])(?:/(?:home|Users|root)/|[A-Za-z]:\\{1,2}Users\\{1,2})[\w.-]"
     ),
 }
 
