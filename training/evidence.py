@@ -135,7 +135,7 @@ def measure(run: Run, held_out: Path, num_cubes: int) -> dict[str, Any]:
     recipe = recipe_of(config["recipe"])
     cpu = Process(rank=0, world_size=1, device=torch.device("cpu"))
     model: Any = start_training(recipe, cpu).model
-    model.load_state_dict(state["model"])
+    model.load_state_dict(state["ema"]["values"] if "ema" in state else state["model"])
     model.eval()
     numbers = np.random.default_rng(0).permutation(len(store))[:num_cubes].tolist()
     bodies = load_bodies(store)
