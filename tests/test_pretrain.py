@@ -27,7 +27,7 @@ from training.cubes import FULL_SCALE, CubeStore
 from training.pretrain import pretrain
 from universal_model_hub.errors import CheckpointError, ConfigError
 from universal_model_hub.files import sha256_of, write_json
-from universal_model_hub.fit.checkpoint import list_checkpoints, load_latest
+from universal_model_hub.fit.checkpoint import list_checkpoints, load_checkpoint, load_latest
 
 ROOT = Path(__file__).parent.parent
 SIDE = 16
@@ -204,7 +204,7 @@ def test_t10_a_batch_that_cannot_be_shared_is_refused(store):
 
 
 def test_accumulated_batches_give_the_gradient_of_the_whole(store, tmp_path):
-    frozen = with_run(steps=3, freeze_normalization=True)
+    frozen = with_run(steps=3, freeze_normalization=1.0)
     halves = dataclasses.replace(
         with_run(frozen, batch_size=2),
         optimizer=dataclasses.replace(RECIPE.optimizer, accumulate=2),
@@ -246,7 +246,7 @@ name = "constant"
 [run]
 steps = {steps}
 batch_size = 4
-freeze_normalization = true
+freeze_normalization = 1.0
 workers = 0
 save_every = 5
 validate_every = 100000
@@ -309,3 +309,16 @@ def test_t08_a_dead_rank_ends_the_job_and_the_checkpoint_stays_whole(store, tmp_
     os.kill(int((tmp_path / "run" / "lock").read_text()), signal.SIGKILL)
     assert process.wait(timeout=60) != 0
     assert load_latest(checkpoints, {}, override=True)[0] >= 5
+
+
+def test_batch_norm_keeps_its_running_values_in_the_frozen_end_of_a_run(store, tmp_path):
+    recipe = with_run(steps=4, freeze_normalization=0.5, save_every=1, keep_checkpoints=9)
+    pretrain(recipe, store, tmp_path / "run", progress=False)
+    steps = list_checkpoints(tmp_path / "run" / "checkpoints")
+    means = [
+        load_checkpoint(path)[1]["model"]["unet.encoder.levels.0.units.0.norm.running_mean"]
+        for path in steps[-4:]
+    ]
+    assert not torch.equal(means[0], means[1])
+    assert torch.equal(means[1], means[2])
+    assert torch.equal(means[2], means[3])

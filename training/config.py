@@ -110,7 +110,7 @@ class RunConfig:
     channels_last: bool = False
     compile: bool = False
     deterministic: bool = False
-    freeze_normalization: bool = False  # batch norm keeps its running statistics while training
+    freeze_normalization: float = 0.0  # share of the run, its end, with batch norm's running values
     balance: tuple[Literal["modality", "scale"], ...] = ()  # equal shares in the order of cubes
     ema_decay: float = 0.0  # 0: no average
     validation_share: float = 0.05  # of the subjects
