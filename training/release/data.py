@@ -108,7 +108,7 @@ def _write(case: GridCase, stem: Path) -> dict[str, Any]:
     for name in ("image", "labels"):
         array = getattr(case, name)
         np.save(stem.with_name(f"{stem.name}-{name}.npy"), array, allow_pickle=False)
-        entry[name] = hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+        entry[name] = hashlib.sha256(array.tobytes()).hexdigest()
     classes, counts = np.unique(case.labels, return_counts=True)
     entry["voxels"] = dict(zip(map(str, classes.tolist()), counts.tolist(), strict=True))
     return entry
