@@ -84,6 +84,7 @@ class Task:
     train: Part
     test: Part
     shares: tuple[int, ...] = (10, 30, 100)  # percent of the annotated slabs
+    seeds: Mapping[int, int] = field(default_factory=dict)  # by share, where not the mode's
     siblings: bool = False  # whether the ablation's weights are compared on it
     note: str = ""
 
@@ -101,6 +102,10 @@ class Task:
     def is_phantom(self) -> bool:
         """Whether its subjects are synthetic."""
         return bool(self.train.region)
+
+    def seeds_of(self, share: int, settings: ModeSettings) -> int:
+        """Return how many seeds a share of the labels is compared with."""
+        return self.seeds.get(share, settings.seeds[share])
 
     def slabs_of(self, share: int) -> int:
         """Return how many of the training cases a share of the labels is, at least one."""
@@ -153,6 +158,7 @@ def _settings(values: Mapping[str, Any]) -> ModeSettings:
 def _task(name: str, values: Mapping[str, Any]) -> Task:
     values = dict(values)
     values["classes"] = {label: _patterns(found) for label, found in values["classes"].items()}
+    values["seeds"] = {int(share): count for share, count in values.get("seeds", {}).items()}
     for part in ("train", "test"):
         values[part] = _part(values[part])
     for key in ("cube", "shares"):

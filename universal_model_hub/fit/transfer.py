@@ -1,0 +1,61 @@
+"""From weights to a network that is about to be fine-tuned."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from universal_model_hub.errors import ConfigError
+from universal_model_hub.loading import load_encoder, load_unet
+from universal_model_hub.networks import ARCHITECTURES
+from universal_model_hub.networks.unet3d import UNet3D
+
+Transfer = Literal["full", "encoder"]
+
+
+def build_model(
+    weights: str | Path | None,
+    *,
+    num_classes: int,
+    transfer: str = "full",
+    seed: int = 0,
+    architecture: str = "unet3d",
+    arguments: Mapping[str, Any] | None = None,
+) -> UNet3D:
+    """Return a U-Net with a new head, in train mode: (N, C, X, Y, Z) to (N, K, X, Y, Z) logits.
+
+    What is new is initialized from the seed, the same for all weights of one network.
+
+    Args:
+        weights: Name or model folder; None starts from scratch.
+        num_classes: With background.
+        transfer: ``full`` takes encoder and decoder, ``encoder`` the encoder alone.
+        seed: Of what is new.
+        architecture: From scratch: the network's name.
+        arguments: From scratch: what builds it, such as its width.
+
+    Raises:
+        ConfigError: If ``transfer`` is unknown.
+        WeightsError: If the weights do not fit, or have no decoder to transfer.
+    """
+    if transfer not in ("full", "encoder"):
+        raise ConfigError(f"Expected transfer full or encoder, got {transfer!r}.")
+    encoder = loaded = None
+    if weights is not None and transfer == "full":
+        loaded = load_unet(weights, out_channels=num_classes)
+        arguments = loaded.arguments
+    elif weights is not None:
+        encoder = load_encoder(weights)
+        arguments = encoder.arguments
+    kept = {k: v for k, v in (arguments or {}).items() if k not in ("out_channels", "activation")}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet = ARCHITECTURES[architecture](**kept, out_channels=num_classes, activation=None)
+    assert isinstance(unet, UNet3D)
+    if loaded is not None:
+        unet.encoder.load_state_dict(loaded.encoder.state_dict())
+        unet.decoder.load_state_dict(loaded.decoder.state_dict())
+    elif encoder is not None:
+        unet.encoder.load_state_dict(encoder.state_dict())
+    return unet.train()
