@@ -99,7 +99,8 @@ def cut(
         start = min(max(0, at - shift), size - kept)
         box.append(slice(start, start + kept))
         pads = [0, side - kept, *pads]  # torch pads the last axis first
-    image = torch.from_numpy(np.array(case.image[(slice(None), *box)], np.float32))
+    everything: tuple[slice, ...] = (slice(None), *box)
+    image = torch.from_numpy(np.array(case.image[everything], np.float32))
     labels = torch.from_numpy(np.array(case.labels[tuple(box)], np.int64))
     return F.pad(image, pads), F.pad(labels, pads, value=NOT_ANNOTATED)
 
