@@ -23,7 +23,7 @@ def test_names_after_the_default_are_sorted(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     ("pattern", "names"),
     [
-        ("*", ["unet3d-compact", "unet3d"]),
+        ("*", ["unet3d-compact", "unet3d", "unet3d-compact-anatomy", "unet3d-compact-chest"]),
         ("*compact", ["unet3d-compact"]),
         ("unet3d", ["unet3d"]),
         ("UNET3D", []),

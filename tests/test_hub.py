@@ -16,7 +16,7 @@ from huggingface_hub import constants, hf_hub_download, scan_cache_dir
 
 from local_hub import LocalHub
 from universal_model_hub import catalog
-from universal_model_hub.catalog import Weights, get_weights
+from universal_model_hub.catalog import Weights
 from universal_model_hub.errors import (
     ConfigError,
     DownloadError,
@@ -190,11 +190,15 @@ def test_w13_a_huge_config_is_refused_unparsed(folder: Path):
         resolve_model(folder)
 
 
-def test_weights_not_trained_yet_are_refused_plainly():
-    if get_weights("unet3d-compact").available:
-        pytest.skip("trained by now")
+def test_weights_not_trained_yet_are_refused_plainly(tmp_path, monkeypatch):
+    monkeypatch.setattr(catalog, "BUNDLED", tmp_path)
     with pytest.raises(WeightsError, match=r"not trained yet.*pretrained=False"):
         resolve_model("unet3d-compact")
+
+
+def test_weights_not_published_yet_are_refused_plainly():
+    with pytest.raises(WeightsError, match=r"not published yet.*pretrained=False"):
+        resolve_model("unet3d")
 
 
 def bundle(monkeypatch: pytest.MonkeyPatch, folder: Path, sha256: str) -> None:

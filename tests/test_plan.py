@@ -428,8 +428,7 @@ def test_gpu_check_refuses_wrong_arguments(capsys):
 
 def test_every_check_runs_on_a_processor_and_a_failure_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "NETWORKS", {"tiny": (2, 2)})
-    monkeypatch.setattr(gpu_check, "PRECISIONS", ("float32", "float16"))
-    monkeypatch.setattr(gpu_check, "SAFE_RATE", "cubes.size=[16, 16, 16]")
+    monkeypatch.setattr(gpu_check, "SAFE_RATE", "cubes.size=[24, 24, 24]")
 
     def steps(recipe, device, number):
         if recipe.run.compile:
@@ -442,8 +441,9 @@ def test_every_check_runs_on_a_processor_and_a_failure_is_reported(tmp_path, mon
     rows = {(row["precision"], row["compiled"]): row for row in result["training"]}
     assert rows["float32", False]["passed"]
     assert rows["float32", False]["cubes_per_second"] > 0
-    assert rows["float32", True] == {
-        "network": "tiny", "precision": "float32", "compiled": True, "passed": False,
+    assert rows["bfloat16", False]["passed"]
+    assert rows["bfloat16", True] == {
+        "network": "tiny", "precision": "bfloat16", "compiled": True, "passed": False,
         "error": "RuntimeError: no compiler",
     }  # fmt: skip
     assert "needs a GPU" in rows["float16", False]["error"]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from training.anatomy import LabelBank, anatomy_item, bank_of
 from training.config import Recipe
 from training.cubes import CubeRecord, CubeStore
 from training.objective import MODALITY_IDS
@@ -108,6 +109,8 @@ class TaskCubes(Dataset[dict[str, Tensor]]):
     def __init__(self, store: CubeStore, recipe: Recipe, stream: int = CORRUPTION_STREAM) -> None:
         self.store, self.recipe, self.stream = store, recipe, stream
         self.permutations = jigsaw_permutations(recipe.objective.permutations)
+        has_anatomy = recipe.objective.task == "anatomy"
+        self.bank = LabelBank(bank_of(store.folder)) if has_anatomy else None
 
     def __getitem__(self, key: Key) -> dict[str, Tensor]:
         """Return the tensors of one cube; see the task's ``forward`` for their shapes."""
@@ -133,8 +136,16 @@ class TaskCubes(Dataset[dict[str, Tensor]]):
                 "original": torch.from_numpy(original)[None],
                 "modality_id": torch.tensor(MODALITY_IDS[record.modality]),
                 "scale_id": torch.tensor(record.scale_id),
+                **self.anatomy(rng),
             }
         return item | {"class_id": torch.tensor(class_id)}
+
+    def anatomy(self, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Return the renderings of a synthetic label cube, if the task has them."""
+        if self.bank is None:
+            return {}
+        item = anatomy_item(self.bank, self.recipe, rng)
+        return {name: torch.from_numpy(value) for name, value in item.items()}
 
     def strength(self, position: int) -> float:
         """How strong corruptions are at a position of the stream; validation is always at full."""
@@ -146,9 +157,17 @@ class TaskCubes(Dataset[dict[str, Tensor]]):
 
 
 def training_batches(
-    dataset: TaskCubes, stream: Stream, first_batch: int, *, rank: int, world_size: int
+    dataset: TaskCubes,
+    stream: Stream,
+    first_batch: int,
+    *,
+    rank: int,
+    world_size: int,
+    workers: int | None = None,
 ) -> Generator[dict[str, Tensor], None, None]:
     """Yield this process's share of every batch from ``first_batch`` on, without end.
+
+    ``workers`` loader processes instead of the recipe's give the same batches.
 
     Raises:
         ConfigError: If the batch size is not a multiple of the number of processes.
@@ -160,7 +179,7 @@ def training_batches(
             "Use a multiple."
         )
     keys = batch_keys(stream, run.batch_size, first_batch, rank, world_size)
-    yield from loader(dataset, keys, run.workers)
+    yield from loader(dataset, keys, run.workers if workers is None else workers)
 
 
 def batch_keys(

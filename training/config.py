@@ -59,7 +59,7 @@ class ModelConfig:
 class ObjectiveConfig:
     """The loss. Source: Zhang et al., Eq. 1 to 4; what they leave open is marked ours."""
 
-    task: Literal["restoration", "rotation", "jigsaw"] = "restoration"
+    task: Literal["restoration", "anatomy", "rotation", "jigsaw"] = "restoration"
     restoration_weight: float = 10.0  # beta
     scale_weight: float = 1.0  # alpha; 0 switches the scale classifier off
     modality_weight: float = 1.0  # 0 switches the discriminator off
@@ -72,6 +72,9 @@ class ObjectiveConfig:
     join_deepest: bool = True  # join E's deepest map before the pooling. Source: ours
     scale_hidden: int = 1024  # Sec. IV-B.2
     permutations: int = 100  # jigsaw. Source: Taleb et al.
+    segmentation_weight: float = 1.0  # this and the next two: anatomy alone. Source: ours
+    edges_weight: float = 0.5
+    contrast_weight: float = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,13 +40,14 @@ from training.restoration import restoration_errors
 from training.state import start_training
 from universal_model_hub.errors import ConfigError, UniversalModelError
 from universal_model_hub.files import parse_json, write_json
-from universal_model_hub.fit.engine import Process
+from universal_model_hub.fit.engine import Process, pick_device
 
 ROOT = Path(__file__).parent.parent
 RECIPE, PRECISION_RECIPE = "evidence", "evidence_precision"
 FIRST_HELD_OUT = 1000  # number of the first held-out subject; training subjects start at 0
 ARMS = {"with MIAL": (), "without MIAL": ("objective.modality_weight=0.0",)}
 PRECISIONS = ("float32", "bfloat16")
+PRECISION_SUBJECTS = 4  # of each region
 
 
 @dataclass(frozen=True)
@@ -94,19 +95,20 @@ def is_finished(run: Run) -> bool:
     return same and summary["step"] == summary["steps"]
 
 
-def train(run: Run, store: Path) -> None:
-    """Train one run in a process of its own, with one thread.
+def train(run: Run, store: Path, device: str = "cpu", workers: int = 0) -> None:
+    """Train one run in a process of its own, with one thread and ``workers`` loader processes.
 
     Raises:
         ConfigError: If training fails; its own message is above.
     """
     if is_finished(run):
         return
-    arguments = ["--recipe", run.recipe, "--cubes", str(store), "--run", str(run.folder)]
+    arguments = ["--recipe", run.recipe, "--cubes", str(store), "--run-folder", str(run.folder)]
     for override in run.overrides:
         arguments += ["--set", override]
+    arguments += ["--device", device, "--workers", str(workers), "--quiet"]
     done = subprocess.run(
-        [sys.executable, "-m", "training.pretrain", *arguments, "--device", "cpu", "--quiet"],
+        [sys.executable, "-m", "training.pretrain", *arguments],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
@@ -165,16 +167,22 @@ def run_all(options: argparse.Namespace) -> None:
     """Run every stage and write the report."""
     started = time.monotonic()
     recipe = load_recipe(RECIPE, options.set)
+    precision_recipe = load_recipe(PRECISION_RECIPE, options.set)
     work: Path = options.work
     train_subjects, held_out_subjects = options.subjects
     training = make_store(work / "train", recipe, 0, train_subjects, workers=options.processes)
     held_out = make_store(
         work / "held_out", recipe, FIRST_HELD_OUT, held_out_subjects, workers=options.processes
     )
+    precision = make_store(
+        work / "precision", precision_recipe, 0, PRECISION_SUBJECTS, workers=options.processes
+    )
     say(f"{len(training)} training and {len(held_out)} held-out cubes are there", started)
     runs = planned_runs(work, options.seeds, options.set)
     with concurrent.futures.ThreadPoolExecutor(options.processes) as threads:
-        jobs = {threads.submit(train, run, training.folder): run for run in runs}
+        folders = {RECIPE: training.folder, PRECISION_RECIPE: precision.folder}
+        where = (options.device, options.workers)
+        jobs = {threads.submit(train, run, folders[run.recipe], *where): run for run in runs}
         for job in concurrent.futures.as_completed(jobs):
             job.result()
             say(f"{jobs[job].folder.name} is trained", started)
@@ -200,7 +208,8 @@ def run_all(options: argparse.Namespace) -> None:
         "batch_size": recipe.run.batch_size,
         "training_scans": store_cases(training),
         "held_out_scans": store_cases(held_out),
-        "hardware": hardware(torch.device("cpu")) | {"threads": 1, "processes": options.processes},
+        "hardware": hardware(pick_device(options.device))
+        | {"threads": 1, "processes": options.processes},
     }
     picture_run = next(run for run in long_runs if run.arm == "with MIAL")
     write_report(report(facts, measured, curves), options.output, picture_run.folder, held_out)
@@ -219,6 +228,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=runs_folder() / "evidence")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--processes", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or auto")
+    parser.add_argument("--workers", type=int, default=0, help="loader processes of each run")
     parser.add_argument(
         "--subjects", type=int, nargs=2, default=[24, 12], help="of each region: training, held out"
     )

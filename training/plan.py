@@ -106,7 +106,7 @@ def stages(recipe: Recipe, name: str) -> list[str]:
     if packaged.NAME in recipe.corpora:
         checks.append("python -m training.corpora packaged fetch")
     folders = " ".join(f"{corpus}=DIR" for corpus in recipe.corpora)
-    if recipe.objective.task != "restoration":
+    if recipe.objective.task in ("rotation", "jigsaw"):
         folders = f"SET=DIR  (one store and run for each of {', '.join(recipe.corpora)})"
     commands = [
         *checks,
@@ -169,7 +169,11 @@ def run_lines(recipe: Recipe, training: int, validating: int) -> list[str]:
         "modality": objective.modality_weight,
     }
     terms = ", ".join(f"{name} {weight:g}" for name, weight in weights.items() if weight)
-    task = f"{objective.task}: {terms}" if objective.task == "restoration" else objective.task
+    task = (
+        f"{objective.task}: {terms}"
+        if objective.task in ("restoration", "anatomy")
+        else objective.task
+    )
     rates = (
         recipe.optimizer.unet_learning_rate,
         recipe.optimizer.scale_learning_rate,

@@ -119,7 +119,7 @@ def cases_of(recipe: Recipe, folders: Sequence[str]) -> list[Case]:
     Raises:
         ConfigError: If an argument is not of that form, or a corpus is not the recipe's.
     """
-    rival = recipe.objective.task != "restoration"
+    rival = recipe.objective.task in ("rotation", "jigsaw")
     choose = fine_tuning_cases if rival else pretraining_cases
     cases: list[Case] = []
     for text in folders:

@@ -67,6 +67,7 @@ def pretrain(
     override: bool = False,
     progress: bool = True,
     stop_after: int | None = None,
+    workers: int | None = None,
 ) -> int:
     """Train by a recipe until its last step, or until a signal asks to stop.
 
@@ -78,6 +79,7 @@ def pretrain(
         override: Go on although the recipe differs from the checkpoint's.
         progress: Show a progress bar on stderr.
         stop_after: End after this step as a signal would, to be resumed; None for no such stop.
+        workers: Loader processes; None takes the recipe's number. The batches are the same.
 
     Returns:
         0 when the run is complete, 128 plus the signal's number when it was stopped.
@@ -101,7 +103,17 @@ def pretrain(
         if process.is_main:
             write_json(run_folder / "recipe.json", config)
         stop.after = stop_after
-        run_steps(recipe, store, training, process, log, stop, run_folder, progress=progress)
+        run_steps(
+            recipe,
+            store,
+            training,
+            process,
+            log,
+            stop,
+            run_folder,
+            progress=progress,
+            workers=workers,
+        )
         if process.is_main:
             save(training, run_folder, recipe, config)
             write_summary(training, run_folder, recipe, process)
@@ -120,6 +132,7 @@ def run_steps(
     run_folder: Path,
     *,
     progress: bool,
+    workers: int | None,
 ) -> None:
     """The loop: one optimizer step an iteration, until the end or a stop request."""
     run, config = recipe.run, checkpoint_config(recipe, store)
@@ -132,6 +145,7 @@ def run_steps(
         training.step * accumulate,
         rank=process.rank,
         world_size=process.world_size,
+        workers=workers,
     )
     model = wrap(training.model, recipe, process)
     stopping = False
@@ -317,6 +331,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--run-folder", type=Path, help="run folder (default: $UMH_RUNS/NAME)")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--workers", type=int, help="loader processes (default: the recipe's)")
     parser.add_argument("--override", action="store_true", help="resume in spite of differences")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--dry-run", action="store_true", help="print the plan, and only that")
@@ -336,6 +351,7 @@ def main(arguments: list[str] | None = None) -> int:
             device=options.device,
             override=options.override,
             progress=not options.quiet,
+            workers=options.workers,
         )
     except UniversalModelError as error:
         print(f"pretrain: error: {error}", file=sys.stderr)

@@ -14,7 +14,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ def publish(
     *,
     metrics: Sequence[Mapping[str, Any]] = (),
     average: bool = True,
+    dtype: Literal["float32", "float16"] = "float32",
     force: bool = False,
 ) -> Path:
     """Write the model folder of a finished run.
@@ -51,6 +52,7 @@ def publish(
         folder: Where the model folder goes; its name becomes the model's.
         metrics: Measured results beside the run's own validation, as in config.json.
         average: Take the moving average of the weights where the run kept one.
+        dtype: How kernels are stored, see ``save_pretrained``.
         force: Overwrite a model that is in the folder.
 
     Returns:
@@ -75,6 +77,7 @@ def publish(
         provenance=provenance_of(run_folder, config, recipe),
         metrics=[*validation_metrics(run_folder, recipe), *metrics],
         head_trained=True,
+        dtype=dtype,
         force=force,
     )
 

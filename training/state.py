@@ -14,18 +14,25 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from training.anatomy_objective import AnatomyModel
 from training.config import Recipe
 from training.cubes import CubeStore
 from training.metrics import hardware
 from training.objective import UniversalModel
 from training.pretext import JigsawModel, RotationModel
-from universal_model_hub.errors import CheckpointError
+from universal_model_hub.errors import CheckpointError, ConfigError
 from universal_model_hub.files import write_json
 from universal_model_hub.fit.checkpoint import load_latest, save_checkpoint
 from universal_model_hub.fit.engine import Ema, Process, cosine_factor
 from universal_model_hub.networks import ARCHITECTURES
 
-TASKS = {"restoration": UniversalModel, "rotation": RotationModel, "jigsaw": JigsawModel}
+SMALLEST_BFLOAT16 = 24  # voxels; three poolings make maps of 3
+TASKS = {
+    "restoration": UniversalModel,
+    "anatomy": AnatomyModel,
+    "rotation": RotationModel,
+    "jigsaw": JigsawModel,
+}
 
 
 @dataclass
@@ -55,14 +62,20 @@ class Training:
 
 
 def start_training(recipe: Recipe, process: Process) -> Training:
-    """Build network, heads, optimizer and schedule from a recipe, before the first step."""
+    """Build network, heads, optimizer and schedule from a recipe, before the first step.
+
+    Raises:
+        ConfigError: If the recipe's cubes are too small for its precision on this device.
+    """
+    refuse_small_bfloat16(recipe, process)
     unet = ARCHITECTURES[recipe.model.architecture](
         width=recipe.model.width,
         normalization=recipe.model.normalization,
         checkpointing=recipe.model.checkpointing,
     )
     task = TASKS[recipe.objective.task]
-    scales = {"num_scales": len(recipe.cubes.scales)} if task is UniversalModel else {}
+    has_scales = issubclass(task, UniversalModel)
+    scales = {"num_scales": len(recipe.cubes.scales)} if has_scales else {}
     model = task(unet, recipe.objective, **scales).to(process.device)
     if process.world_size > 1 and process.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -79,6 +92,21 @@ def start_training(recipe: Recipe, process: Process) -> Training:
         scaler=torch.amp.GradScaler(process.device.type, enabled=recipe.run.precision == "float16"),
         ema=Ema(model, recipe.run.ema_decay) if recipe.run.ema_decay and process.is_main else None,
     )
+
+
+def refuse_small_bfloat16(recipe: Recipe, process: Process) -> None:
+    """Refuse what a CPU computes wrongly: bfloat16 on maps of 2 voxels a side.
+
+    oneDNN's weight gradient of a 3 x 3 x 3 convolution reads memory there that nothing has
+    written (seen with torch 2.13): now and then it is not finite, and never twice the same.
+    """
+    if process.device.type != "cpu" or recipe.run.precision != "bfloat16":
+        return
+    if min(recipe.cubes.size) < SMALLEST_BFLOAT16:
+        raise ConfigError(
+            f"Expected cubes of at least {SMALLEST_BFLOAT16} voxels a side for bfloat16 on a CPU, "
+            f"got {list(recipe.cubes.size)}: gradients would be wrong. Set run.precision=float32."
+        )
 
 
 def make_optimizers(

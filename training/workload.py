@@ -147,7 +147,9 @@ def network_of(recipe: Recipe) -> Network:
             checkpointing=recipe.model.checkpointing,
         )
         task = TASKS[recipe.objective.task]
-        scales = {"num_scales": len(recipe.cubes.scales)} if task is UniversalModel else {}
+        scales = (
+            {"num_scales": len(recipe.cubes.scales)} if issubclass(task, UniversalModel) else {}
+        )
         model: Any = task(unet, recipe.objective, **scales)
         cube = pad_to_stride(torch.empty(cubes_shape(model, recipe)), unet.stride)
     gmac = dict.fromkeys(part_modules(model), 0.0)

@@ -53,6 +53,22 @@ _ROWS = (
         summary="3D U-Net at a quarter of the paper's width, pre-trained by the paper's method",
     ),
     Weights(
+        name="unet3d-compact-anatomy",
+        source="bundled",
+        kind="unet",
+        architecture="unet3d",
+        arguments={"width": 8},
+        summary="The same network; segmentation of synthetic anatomy beside the paper's method",
+    ),
+    Weights(
+        name="unet3d-compact-chest",
+        source="bundled",
+        kind="segmenter",
+        architecture="unet3d",
+        arguments={"width": 8},
+        summary="Organs of the chest in CT; fine-tuned on a model's labels of one scan",
+    ),
+    Weights(
         name="unet3d",
         source="hub",
         kind="unet",

@@ -6,9 +6,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from universal_model_hub.assemble import file_prefix, state_shapes
 from universal_model_hub.config import ModelConfig
@@ -40,6 +41,7 @@ def save_pretrained(
     preprocessing: "Preprocessing | None" = None,
     seen: Mapping[str, Any] | None = None,
     head_trained: bool | None = None,
+    dtype: Literal["float32", "float16"] = "float32",
     force: bool = False,
 ) -> Path:
     """Write a model folder that the ``load_*`` functions take; equal models give equal weights.
@@ -59,6 +61,8 @@ def save_pretrained(
         seen: Range of scans that the weights were trained on.
         head_trained: Whether the head may be used for predictions; ``model.head_trained`` by
             default, true for a module that was not loaded by this package.
+        dtype: How kernels are stored; ``float16`` halves the file and rounds them. Biases and batch
+            norm stay float32, and what is loaded is float32 either way.
         force: Overwrite a model that is in the folder.
 
     Returns:
@@ -87,9 +91,9 @@ def save_pretrained(
     safe_name(changes["name"], "the name of the model")
     own = {k: v for k, v in changes.items() if v is not None}
     config = replace(config, **own)
-    state = _file_state(model, config)
+    state = _stored(_file_state(model, config), dtype)
     weights = tensor_bytes(state, _metadata(config))
-    stale = _stale(model, config, weights, folder)
+    stale = _stale(model, config, state, folder)
     if stale:
         given = {"name": name, "provenance": provenance, "metrics": metrics}
         config = replace(config, **{k: v for k, v in stale.items() if given[k] is None})
@@ -155,7 +159,7 @@ def _config_of(model: nn.Module) -> ModelConfig:
     )
 
 
-def _file_state(model: nn.Module, config: ModelConfig) -> dict[str, Any]:
+def _file_state(model: nn.Module, config: ModelConfig) -> dict[str, Tensor]:
     prefix = file_prefix(config)
     state = {prefix + name: value for name, value in model.state_dict().items()}
     if {name: tuple(value.shape) for name, value in state.items()} != state_shapes(config):
@@ -166,19 +170,42 @@ def _file_state(model: nn.Module, config: ModelConfig) -> dict[str, Any]:
     return state
 
 
+def _stored(state: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    """Return the tensors as the file holds them: kernels in ``dtype``.
+
+    Raises:
+        ConfigError: If the dtype is unknown.
+    """
+    dtypes = {"float32": torch.float32, "float16": torch.float16}
+    if dtype not in dtypes:
+        raise ConfigError(f"Expected dtype {' or '.join(dtypes)}, got {dtype!r:.40}.")
+    return {
+        name: value.to(dtypes[dtype]) if value.ndim > 1 and value.is_floating_point() else value
+        for name, value in state.items()
+    }
+
+
 def _metadata(config: ModelConfig) -> dict[str, str]:
     kept = {k: v for k, v in config.provenance.items() if k in DETERMINISTIC}
     return {"provenance": json.dumps(kept, sort_keys=True)} if kept else {}
 
 
-def _stale(model: nn.Module, config: ModelConfig, weights: bytes, folder: Path) -> dict[str, Any]:
+def _stale(
+    model: nn.Module, config: ModelConfig, state: Mapping[str, Tensor], folder: Path
+) -> dict[str, Any]:
     """Return what to say instead of the claims of other weights; empty if none are made.
 
-    Weights that were loaded and come out with the same hash are still the ones that were measured.
+    Weights that were loaded and come out with the same hash, stored in full or, where that loses
+    nothing, in half, are still the ones that were measured.
     """
     loaded = getattr(getattr(model, "load_report", None), "sha256", None)
-    if loaded is None or hashlib.sha256(weights).hexdigest() == loaded:
+    if loaded is None:
         return {}
+    full, half = _stored(state, "float32"), _stored(state, "float16")
+    exact = all(torch.equal(half[name].to(value.dtype), value) for name, value in full.items())
+    for stored in (full, half) if exact else (full,):
+        if hashlib.sha256(tensor_bytes(stored, _metadata(config))).hexdigest() == loaded:
+            return {}
     base = {"name": config.name, "sha256": loaded}
     own_name = safe_name(folder.resolve().name, "the folder, which names the model,")
     return {"name": own_name, "provenance": {"base": base}, "metrics": ()}

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from training.anatomy import bank_of, make_bank
 from training.config import Recipe, load_recipe
 from training.corpora.case import Case, Modality
 from training.corpora.packaged import packaged_folder, pretraining_cases
@@ -38,6 +39,7 @@ from universal_model_hub.errors import UniversalModelError
 from universal_model_hub.volume import Volume
 
 MODALITIES: tuple[Modality, ...] = ("CT", "MR")
+MAPS = 24  # label maps of each region for the anatomy recipe
 SPACING_MM = 1.5  # of the synthetic scans: finer ones take minutes each
 
 
@@ -76,6 +78,8 @@ def make_store(recipe: Recipe, folder: Path, *, subjects: int, workers: int) -> 
         done = pool.map(make_cases, jobs)
         for _ in tqdm(done, total=len(jobs), desc="synthetic subjects", unit="subject"):
             pass
+    if recipe.objective.task == "anatomy":
+        make_bank(bank_of(folder), subjects=MAPS, workers=workers)
     return CubeStore(folder)
 
 
