@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 WORKERS ?= 2
 
-.PHONY: demo test test-all lint train-smoke train-evidence gpu-check bench package-size clean help
+.PHONY: demo test test-all lint weights train-smoke train-evidence gpu-check bench package-size clean help
 
 help:
-	@echo "make demo | test | test-all | train-smoke | train-evidence | gpu-check | bench | package-size"
+	@echo "make demo | test | test-all | weights | train-smoke | train-evidence | gpu-check | bench | package-size"
 
 # torch first and alone: its pinned CPU build must not be replaced by a CUDA one.
 $(VENV)/.base: setup.cfg constraints.txt
@@ -47,6 +47,10 @@ package-size: $(VENV)/.base
 
 train-smoke: $(VENV)/.dev
 	$(BIN)/python -m training.smoke
+
+# Hours on two cores, and goes on where it stopped. SHORT=1: minutes, offline, into weights-short/.
+weights: $(VENV)/.dev
+	$(BIN)/python -m training.release.weights $(if $(SHORT),--short --output weights-short)
 
 # About an hour on two cores; goes on where it stopped. Results are committed.
 train-evidence: $(VENV)/.dev

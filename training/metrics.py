@@ -47,9 +47,13 @@ def processor_name() -> str:
 
 
 def commit() -> str:
-    """Return the commit of this checkout, with ``+changes`` if files differ from it."""
+    """Return the commit of this checkout, with ``+changes`` if files differ from it.
+
+    What commands write, results and bundled weights, does not count.
+    """
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!results")
+        written = [f":(top,exclude){path}" for path in ("results", "universal_model_hub/weights")]
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *written)
         return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
