@@ -2,36 +2,36 @@
 
 Fetches a real chest CT (slicerio 1.4.0, 0.8 MB) and a real T1 average (nilearn 0.14.1) from the
 package registry, loads the encoder through torch.hub and through the package, embeds both scans,
-leads a segmentation back to the CT's own grid, and writes ``report.html`` with pictures.
+segments the CT on its own grid, fine-tunes gray and white matter with the weights and without, and
+writes ``report.html`` with curves and pictures.
 
-No weights are released yet: the encoder has its random start (seed 0), and everything that is shown
-says so. The segmentation is a plain threshold, for the geometry's sake.
+Without weights in the package the encoder has its random start (seed 0), nothing is fine-tuned, and
+everything that is shown says so. Without a segmenter in it the labels are a plain threshold.
 """
 
 import argparse
-import base64
 import html
-import io
 import json
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from examples.drawing import draw_features, draw_labels, figure
+from examples.tissue import Comparison, compare, draw_curves
 from training.corpora.packaged import load_packaged
 from training.metrics import commit, hardware
 from universal_model_hub import (
     Preprocessing,
     Volume,
     embed,
+    get_weights,
     list_models,
     load_encoder,
     load_segmenter,
@@ -41,15 +41,11 @@ from universal_model_hub import (
 )
 from universal_model_hub.errors import WeightsError
 from universal_model_hub.features import FeatureMap, features
-from universal_model_hub.resample import resample
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 ROOT = Path(__file__).parent.parent
 SCANS = {"ct-chest-4": "CT", "mr-template-1": "MR"}
 BONE_HU = 250.0
-UNTRAINED = "random start, not trained: no weights are released yet"
+UNTRAINED = "random start, not trained: no weights are in this package"
 
 
 @dataclass(frozen=True)
@@ -84,12 +80,23 @@ def main() -> int:
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     name = list_models()[0]
-    say(f"{name}: {UNTRAINED}")
-    encoder = encoder_both_ways(name)
+    trained = get_weights(name).available
+    encoder = encoder_both_ways(name, pretrained=trained)
+    state = f"{name}: {state_of(encoder) if trained else UNTRAINED}"
+    say(state)
     shown = [show(scan_id, encoder) for scan_id in SCANS]
+    labels, what = segment(shown[0].volume, options.output / "ct-chest-4-labels.nii.gz")
     refusal = refused_head(name, shown[0].volume)
-    labels = segment_bone(shown[0].volume, options.output / "ct-chest-4-bone.nii.gz")
-    write_report(options.output / "report.html", name, shown, labels, refusal)
+    comparison = compare(name, say) if trained else None
+    if comparison is not None:
+        print(comparison)
+    sections = [
+        f"<p class='note'>{html.escape(state)}.</p>",
+        *scan_sections(shown, labels, what, refusal),
+        *(() if comparison is None else tissue_sections(comparison)),
+        *facts_sections(shown),
+    ]
+    write_page(options.output / "report.html", sections)
     say(f"wrote {options.output / 'report.html'}")
     return 0
 
@@ -99,13 +106,13 @@ def say(text: str) -> None:
     print(f"demo: {text}", flush=True)
 
 
-def encoder_both_ways(name: str) -> nn.Module:
+def encoder_both_ways(name: str, *, pretrained: bool) -> nn.Module:
     """Load the encoder through the package and through torch.hub, and see that they are one."""
     torch.manual_seed(0)
-    encoder = load_encoder(name, pretrained=False)
+    encoder = load_encoder(name, pretrained=pretrained)
     torch.manual_seed(0)
     through_hub = torch.hub.load(
-        str(ROOT), "load_encoder", source="local", name=name, pretrained=False
+        str(ROOT), "load_encoder", source="local", name=name, pretrained=pretrained
     )
     assert isinstance(through_hub, nn.Module)
     other = through_hub.state_dict()
@@ -113,6 +120,12 @@ def encoder_both_ways(name: str) -> nn.Module:
         raise SystemExit("torch.hub and the package gave different encoders")
     say("torch.hub and the package gave the same encoder")
     return encoder
+
+
+def state_of(model: Any) -> str:
+    """Say what the weights of a loaded model are."""
+    report = model.load_report
+    return f"trained weights, sha256 {str(report.sha256)[:12]}, verified: {report.verified}"
 
 
 def show(scan_id: str, encoder: nn.Module) -> Shown:
@@ -139,40 +152,68 @@ def refused_head(name: str, volume: Volume) -> str:
     raise SystemExit("an untrained head was not refused")
 
 
-def segment_bone(volume: Volume, path: Path) -> Volume:
-    """Threshold bone at 1 mm, lead the labels back, and read the written file again."""
-    labels = predict(Threshold(BONE_HU), volume, modality="CT")
+def segment(volume: Volume, path: Path) -> tuple[Volume, str]:
+    """Segment the CT, write the labels, read them again; return them and what they are."""
+    names = [row for row in list_models() if get_weights(row).kind == "segmenter"]
+    ready = [row for row in names if get_weights(row).available]
+    model: nn.Module = Threshold(BONE_HU)
+    what = f"threshold at {BONE_HU:.0f} HU, no model"
+    if ready:
+        model = load_segmenter(ready[0])
+        what = f"{ready[0]}: {', '.join(list(model.config.labels.values())[1:])}"
+    labels = predict(model, volume, modality="CT")
     save_volume(labels, path, force=True)
     again = load_volume(path)
     same = np.array_equal(again.array, labels.array)
     if not same or not np.allclose(again.affine, volume.affine, atol=1e-4):
         raise SystemExit("the written labels do not lie on the scan's own grid")
-    millilitres = labels.array.sum() * np.prod(volume.spacing) / 1000
-    say(f"{path.name}: a threshold at {BONE_HU:.0f} HU, {millilitres:.0f} ml, on the scan's grid")
-    return labels
+    milliliters = np.count_nonzero(labels.array) * np.prod(volume.spacing) / 1000
+    say(f"{path.name}: {what}; {milliliters:.0f} ml in all, on the scan's grid")
+    return labels, what
 
 
-def write_report(path: Path, name: str, shown: list[Shown], labels: Volume, refusal: str) -> None:
-    """Write one self-contained page."""
-    facts = {"commit": commit(), "seed": 0, **hardware(torch.device("cpu"))}
+def scan_sections(shown: list[Shown], labels: Volume, what: str, refusal: str) -> list[str]:
+    """Return the report's parts on features and labels."""
     ct, mr = shown
-    sections = [
-        f"<p class='note'>{html.escape(name)}: {UNTRAINED}. The features below are those of a "
-        "random network; they show that the way from a scan to features works, and nothing else."
-        "</p>",
+    return [
         "<h2>Two real scans and their features</h2>",
         figure(
-            lambda: draw_features(ct, (-1000.0, 400.0)),
+            lambda: draw_features(ct.volume, ct.maps.array, (-1000.0, 400.0)),
             "ct-chest-4, and the first three principal components of its features (level 1)",
         ),
-        figure(lambda: draw_features(mr, None), "mr-template-1 (MNI152), likewise"),
+        figure(
+            lambda: draw_features(mr.volume, mr.maps.array, None),
+            "mr-template-1 (MNI152), likewise",
+        ),
         "<h2>Labels on the scan's own grid</h2>",
-        figure(lambda: draw_labels(ct.volume, labels), f"threshold at {BONE_HU:.0f} HU, no model"),
+        figure(lambda: draw_labels(ct.volume, labels), what),
         f"<p>A network with an untrained head is refused: <code>{html.escape(refusal)}</code></p>",
+    ]
+
+
+def tissue_sections(comparison: Comparison) -> list[str]:
+    """Return the report's parts on fine-tuning."""
+    return [
+        "<h2>Gray and white matter from a few slabs</h2>",
+        f"<pre>{html.escape(str(comparison))}</pre>",
+        figure(lambda: draw_curves(comparison), "loss while fine-tuning, mean of five steps"),
+        "<p>One scan, one seed, few steps: a demonstration; the measured comparison is in the "
+        "model card.</p>",
+    ]
+
+
+def facts_sections(shown: list[Shown]) -> list[str]:
+    """Return the report's last part: what ran, on what."""
+    facts = {"commit": commit(), "seed": 0, **hardware(torch.device("cpu"))}
+    return [
         "<h2>What ran</h2>",
         table(shown),
         f"<pre>{html.escape(json.dumps(facts, indent=2))}</pre>",
     ]
+
+
+def write_page(path: Path, sections: list[str]) -> None:
+    """Write one self-contained page."""
     page = (
         "<!doctype html><html lang='en'><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
@@ -196,81 +237,6 @@ def table(shown: list[Shown]) -> str:
     )
     head = "<tr><th>scan<th>voxels<th>mm<th>features<th>embed, s"
     return f"<table>{head}{rows}</table>"
-
-
-def figure(draw: Callable[[], Any], caption: str) -> str:
-    """Draw with matplotlib and return the picture as an HTML figure."""
-    drawn = draw()
-    stream = io.BytesIO()
-    drawn.savefig(stream, format="png", dpi=110, bbox_inches="tight")
-    plt.close(drawn)
-    data = base64.b64encode(stream.getvalue()).decode()
-    text = html.escape(caption)
-    return (
-        f"<figure><img alt='{text}' src='data:image/png;base64,{data}'>"
-        f"<figcaption>{text}</figcaption></figure>"
-    )
-
-
-def draw_features(shown: Shown, window: tuple[float, float] | None) -> Any:
-    """Three planes of a scan, and below them its features' first three principal components."""
-    volume = isotropic(shown.volume)
-    drawn, axes = plt.subplots(2, 3, figsize=(9, 6))
-    low, high = window or (float(volume.array.min()), float(np.percentile(volume.array, 99.5)))
-    for axis, plane in zip(axes[0], three_planes(volume.array), strict=True):
-        axis.imshow(plane.T, cmap="gray", origin="lower", vmin=low, vmax=high)
-    for axis, plane in zip(
-        axes[1], three_planes(principal_components(shown.maps.array)), strict=True
-    ):
-        axis.imshow(plane.transpose(1, 0, 2), origin="lower")
-    for axis in axes.flat:
-        axis.axis("off")
-    axes[0, 0].set_title("sagittal")
-    axes[0, 1].set_title("coronal")
-    axes[0, 2].set_title("axial")
-    return drawn
-
-
-def draw_labels(volume: Volume, labels: Volume) -> Any:
-    """Three planes of a scan with a mask laid over."""
-    gray = isotropic(volume).array
-    mask = isotropic(Volume(labels.array.astype(np.float32), labels.affine)).array > 0.5
-    drawn, axes = plt.subplots(1, 3, figsize=(9, 3))
-    for axis, plane, over in zip(axes, three_planes(gray), three_planes(mask), strict=True):
-        axis.imshow(plane.T, cmap="gray", origin="lower", vmin=-1000, vmax=400)
-        painted = np.ma.masked_where(~over.T, over.T)
-        axis.imshow(painted, cmap="autumn", origin="lower", alpha=0.6)
-        axis.axis("off")
-    return drawn
-
-
-def isotropic(volume: Volume, spacing: float = 2.0) -> Volume:
-    """Return a scan in RAS+ orientation at ``spacing`` mm, for pictures."""
-    import nibabel as nib
-
-    image = nib.as_closest_canonical(nib.Nifti1Image(volume.array, volume.affine))
-    array, affine = np.asarray(image.dataobj), np.asarray(image.affine)
-    scale = [spacing / step for step in np.linalg.norm(affine[:3, :3], axis=0)]
-    size = [max(1, round(n / s)) for n, s in zip(array.shape, scale, strict=True)]
-    return Volume(resample(array, size, scale, (0, 0, 0), 1).numpy(), affine)
-
-
-def three_planes(array: np.ndarray) -> list[np.ndarray]:
-    """Return the middle sagittal, coronal and axial planes of (X, Y, Z, ...)."""
-    x, y, z = (n // 2 for n in array.shape[:3])
-    return [array[x], array[:, y], array[:, :, z]]
-
-
-def principal_components(maps: np.ndarray) -> np.ndarray:
-    """Map features (C, X, Y, Z) to colors (X, Y, Z, 3) in [0, 1]: their first three components."""
-    C = maps.shape[0]
-    flat = torch.from_numpy(maps.reshape(C, -1).T)
-    centered = flat - flat.mean(dim=0)
-    _, _, components = torch.pca_lowrank(centered[:: max(1, len(flat) // 50_000)], q=3, niter=4)
-    colors = (centered @ components).numpy()
-    low, high = np.percentile(colors, [1, 99], axis=0)
-    colors = np.clip((colors - low) / np.maximum(high - low, 1e-9), 0, 1)
-    return colors.reshape(*maps.shape[1:], 3)
 
 
 if __name__ == "__main__":

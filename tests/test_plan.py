@@ -18,7 +18,7 @@ from training.config import load_recipe
 from training.corpora.case import Case
 from training.cost_table import README, with_tables
 from training.cubes import CubeStore, write_cubes
-from training.estimate import Assumptions, cpu_tflops, extrapolate, hours, read_cost
+from training.estimate import Assumptions, cpu_tflops, extrapolate, hours, measured_gpu, read_cost
 from training.measure import random_batch, time_steps
 from training.plan import UNCOUNTED, preparation_plan, pretraining_plan
 from training.state import start_training
@@ -276,9 +276,10 @@ def test_a_missing_or_foreign_cost_file_is_said(tmp_path):
 
 
 def test_reuse_keeps_the_measurements_and_takes_a_measured_gpu(tmp_path, capsys):
-    old = read_cost()
     path = tmp_path / "cost.json"
-    path.write_text(json.dumps(old))
+    path.write_text(json.dumps(read_cost()))
+    assert cost.main(["--reuse", "--gpu-tflops", "30", "-o", str(path)]) == 0
+    old = read_cost(path)
     assert cost.main(["--reuse", "--gpu-tflops", "60", "-o", str(path)]) == 0
     capsys.readouterr()
     new = read_cost(path)
@@ -452,3 +453,23 @@ def test_every_check_runs_on_a_processor_and_a_failure_is_reported(tmp_path, mon
     assert not result["passed"]
     assert math.isfinite(rows["float32", False]["tflops"])
     json.dumps(result)
+
+
+def test_a_rate_measured_on_a_gpu_replaces_the_assumed_one(tmp_path):
+    rows = [
+        {"network": name, "precision": precision, "compiled": compiled, "tflops": tflops}
+        for name, precision, compiled, tflops in (
+            ("compact", "bfloat16", False, 4.04),
+            ("paper", "float32", False, 5.0),
+            ("paper", "bfloat16", False, 20.0),
+            ("paper", "bfloat16", True, 30.0),
+        )
+    ]
+    path = tmp_path / "gpu_check.json"
+    path.write_text(json.dumps({"hardware": {"gpu": "A chip"}, "training": rows}))
+    given = Assumptions(**measured_gpu(path))
+    assert (given.gpu_tflops, given.gpu_narrow_tflops) == (20.0, 4.0)
+    assert "A chip" in given.notes()[0]
+    path.write_text(json.dumps({"hardware": {"gpu": "A chip"}, "training": rows[1:]}))
+    with pytest.raises(ConfigError, match="gpu-check"):
+        measured_gpu(path)

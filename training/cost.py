@@ -4,8 +4,8 @@
     python -m training.cost --reuse                               extrapolate again, measure nothing
     python -m training.cost --readme                              write the tables of the README
 
-The hours of a GPU are estimates: no GPU was there to measure. ``make gpu-check`` measures on one;
-``--gpu-tflops`` extrapolates from what it finds.
+The hours of a GPU are estimates: from what ``make gpu-check`` found on one (``--gpu-check
+results/gpu_check.json``), or from an assumed rate.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from training.cost_table import README, write_tables
-from training.estimate import COST_FILE, Assumptions, extrapolate, read_cost
+from training.estimate import COST_FILE, Assumptions, extrapolate, measured_gpu, read_cost
 from training.measure import measure
 from training.metrics import commit
 from universal_model_hub.errors import UniversalModelError
@@ -29,12 +29,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", "-o", type=Path, default=COST_FILE, help="cost file")
     parser.add_argument("--steps", type=int, default=2, help="timed steps of each row")
     parser.add_argument("--threads", type=int, help="1 on a machine that others use (all cores)")
-    parser.add_argument("--gpu-tflops", type=float, help="effective, as gpu-check measured")
+    rate = parser.add_mutually_exclusive_group()
+    rate.add_argument("--gpu-tflops", type=float, help="effective rate to assume")
+    rate.add_argument("--gpu-check", type=Path, help="take the rate that gpu-check measured")
     parser.add_argument("--reuse", action="store_true", help="keep the file's measurements")
     parser.add_argument("--readme", action="store_true", help="write the README's tables, and only")
     options = parser.parse_args(arguments)
-    given = {"gpu_tflops": options.gpu_tflops} if options.gpu_tflops else {}
+    given = {"gpu_tflops": options.gpu_tflops, "gpu_source": "assumed"}
     try:
+        if options.gpu_check:
+            given = measured_gpu(options.gpu_check)
+        elif not options.gpu_tflops:
+            given = {}
         if options.readme:
             write_tables(README, read_cost(options.output))
             return 0

@@ -99,7 +99,7 @@ def cost_tables(cost: Mapping[str, Any]) -> str:
         f"cutting its {preparation['cubes']} cubes {preparation['cut_seconds']:.1f} s, at most "
         f"{preparation['peak_memory_mib'] or 0:,} MiB.",
         "",
-        "Estimates, nothing of it measured on a GPU:",
+        "Estimates:",
         "",
         table(
             ["recipe", "steps", "cubes seen", "TFLOP a cube", "this machine, days",

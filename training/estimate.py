@@ -24,12 +24,17 @@ ESTIMATED = (*dict.fromkeys(row.recipe for row in PUBLISHED if row.recipe), "com
 SLOWEST_BFLOAT16 = 2.0  # times float32's seconds, beyond which its rows are not measured
 
 
+PAPER_WIDTH = 32
+
+
 @dataclass(frozen=True, kw_only=True)
 class Assumptions:
     """What the extrapolation takes for granted. Source: ours."""
 
     gpu: str = "one data-center GPU of the A100 class, bfloat16 and channels last"
     gpu_tflops: float = 30.0  # effective; a tenth of that GPU's 312 in bfloat16 matrix products
+    gpu_narrow_tflops: float | None = None  # of networks narrower than the paper's, if measured
+    gpu_source: str = "a tenth of its peak in matrix products, assumed"
     paper_gpu: str = "GTX 1080 Ti, float32 (the paper's)"
     paper_gpu_tflops: float = 5.0  # effective; somewhat under half of its 11.3
     num_gpus: int = 8
@@ -40,8 +45,13 @@ class Assumptions:
     def notes(self) -> list[str]:
         """Return the assumptions as sentences."""
         return [
-            f"{self.gpu}: {self.gpu_tflops:g} TFLOP/s effective in training (30, a tenth of its "
-            "peak in matrix products, is assumed); networks narrower than 32 reach less.",
+            f"{self.gpu}: {self.gpu_tflops:g} TFLOP/s effective in training ({self.gpu_source}); "
+            + (
+                f"networks narrower than 32: {self.gpu_narrow_tflops:g}, without the time of "
+                "reading, which then weighs more."
+                if self.gpu_narrow_tflops
+                else "networks narrower than 32 reach less."
+            ),
             f"{self.paper_gpu}: {self.paper_gpu_tflops:g} TFLOP/s effective, assumed.",
             f"{self.num_gpus} GPUs of the first kind do {self.gpu_scaling:.0%} of "
             f"{self.num_gpus} times its work. The batch must then be a multiple of "
@@ -54,6 +64,32 @@ class Assumptions:
             "passes, every volume of the size of a chest CT; reading files is left out.",
             "Rival recipes: the hours of one of their five runs.",
         ]
+
+
+def measured_gpu(path: Path) -> dict[str, Any]:
+    """Return the assumptions that ``training.gpu_check`` has measured, to replace the defaults.
+
+    Raises:
+        ConfigError: If the file has no bfloat16 row of the paper's network that passed.
+    """
+    try:
+        result = parse_json(path.read_bytes())
+        rates = {
+            row["network"]: round(float(row["tflops"]), 1)
+            for row in result["training"]
+            if (row["precision"], row["compiled"]) == ("bfloat16", False)
+        }
+        return {
+            "gpu": f"one {result['hardware']['gpu']}, bfloat16 and channels last",
+            "gpu_tflops": rates["paper"],
+            "gpu_narrow_tflops": rates["compact"],
+            "gpu_source": "measured by make gpu-check in a few steps, batches already there",
+        }
+    except (OSError, ValueError, KeyError) as cause:
+        raise ConfigError(
+            f"Expected the figures of training.gpu_check in {path}, both networks in "
+            f"bfloat16, got: {cause!r}. Run make gpu-check on a GPU."
+        ) from cause
 
 
 def extrapolate(measured: Mapping[str, Any], assumptions: Assumptions) -> dict[str, Any]:
@@ -87,11 +123,14 @@ def hours(
     recipe: Recipe, tflop: float, measured: Mapping[str, Any], assumptions: Assumptions
 ) -> dict[str, float]:
     """Return the hours that so many 1e12 operations take, by hardware, to four figures."""
-    many = assumptions.num_gpus * assumptions.gpu_scaling * assumptions.gpu_tflops
+    one = assumptions.gpu_tflops
+    if recipe.model.width < PAPER_WIDTH and assumptions.gpu_narrow_tflops:
+        one = assumptions.gpu_narrow_tflops
+    many = assumptions.num_gpus * assumptions.gpu_scaling * one
     rates = {
         "this_machine": cpu_tflops(recipe.model.width, measured),
         "paper_gpu": assumptions.paper_gpu_tflops,
-        "gpu": assumptions.gpu_tflops,
+        "gpu": one,
         "gpus": many,
     }
     return {name: float(f"{tflop / rate / 3600:.4g}") for name, rate in rates.items()}

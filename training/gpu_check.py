@@ -5,8 +5,8 @@
 A few steps of the compact and of the paper's network in each precision, and with torch.compile in
 bfloat16; a run stopped and resumed; a run of two processes where there are two GPUs; and
 ``predict`` against the CPU. Figures go to stdout as JSON; their ``tflops`` is what
-``python -m training.cost --reuse --gpu-tflops`` extrapolates from. Exit codes: 0, 2 without a GPU,
-4 if a check fails.
+``python -m training.cost --reuse --gpu-check FILE`` extrapolates from. Exit codes: 0, 2
+without a GPU, 4 if a check fails.
 """
 
 import argparse
@@ -47,6 +47,7 @@ TINY = ("model.width=4", "cubes.size=[16, 16, 16]", SAFE_RATE, "run.batch_size=4
 
 def run_checks(device: torch.device, steps: int) -> dict[str, Any]:
     """Run every check on a device; a check that raises is noted and the others still run."""
+    torch.zeros(1, device=device)  # CUDA counts no memory before the first use of a device
     rows: list[dict[str, Any]] = []
     for name, (width, batch) in NETWORKS.items():
         for precision in PRECISIONS:
