@@ -43,6 +43,8 @@ def publish(
     metrics: Sequence[Mapping[str, Any]] = (),
     average: bool = True,
     dtype: Literal["float32", "float16"] = "float32",
+    data: str = "",
+    unfinished: bool = False,
     force: bool = False,
 ) -> Path:
     """Write the model folder of a finished run.
@@ -53,6 +55,8 @@ def publish(
         metrics: Measured results beside the run's own validation, as in config.json.
         average: Take the moving average of the weights where the run kept one.
         dtype: How kernels are stored, see ``save_pretrained``.
+        data: What the cubes were cut from, with licenses, for the card.
+        unfinished: Publish a run that was stopped before its last step; the card then says so.
         force: Overwrite a model that is in the folder.
 
     Returns:
@@ -63,18 +67,23 @@ def publish(
     """
     step, state, config = final_checkpoint(run_folder)
     recipe = recipe_of(config["recipe"])
-    if step < recipe.run.steps:
+    if step < recipe.run.steps and not unfinished:
         raise CheckpointError(
             f"{run_folder} has reached step {step} of {recipe.run.steps}. Start training.pretrain "
             "again with the same arguments to finish it."
         )
+    provenance = provenance_of(run_folder, config, recipe)
+    if data:
+        provenance["data"] = data
+    if step < recipe.run.steps:
+        provenance["unfinished"] = f"stopped at step {step} of {recipe.run.steps}"
     unet = unet_of(state, recipe, average=average)
     return save_pretrained(
         unet,
         folder,
         license=LICENSE,
         preprocessing=recipe.preprocessing,
-        provenance=provenance_of(run_folder, config, recipe),
+        provenance=provenance,
         metrics=[*validation_metrics(run_folder, recipe), *metrics],
         head_trained=True,
         dtype=dtype,
@@ -117,7 +126,7 @@ def provenance_of(run_folder: Path, config: Mapping[str, Any], recipe: Recipe) -
     """Say how a run's weights came to be; hours, hardware and date are kept out of the tensors."""
     summary = parse_json((run_folder / "summary.json").read_bytes())
     return {
-        "commit": commit(),
+        "commit": summary.get("commit") or commit(),  # of the code that trained
         "recipe": f"{recipe.name}.toml",
         "recipe_sha256": recipe_sha256(recipe),
         "data_sha256": config["data_sha256"],
@@ -186,6 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", "-o", type=Path, required=True, help="model folder to write")
     parser.add_argument("--metrics", type=Path, action="append", default=[], help="JSON lists")
     parser.add_argument("--raw", action="store_true", help="last weights, not their average")
+    parser.add_argument("--unfinished", action="store_true", help="also if steps are missing")
     parser.add_argument("--repo-id", help="push there, in one commit")
     parser.add_argument("--endpoint", help="another Hub than the default")
     parser.add_argument("--force", action="store_true", help="overwrite the model folder")
@@ -197,6 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.output,
             metrics=metrics,
             average=not options.raw,
+            unfinished=options.unfinished,
             force=options.force,
         )
         revision = None

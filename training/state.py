@@ -17,7 +17,7 @@ from tqdm import tqdm
 from training.anatomy_objective import AnatomyModel
 from training.config import Recipe
 from training.cubes import CubeStore
-from training.metrics import hardware
+from training.metrics import commit, hardware
 from training.objective import UniversalModel
 from training.pretext import JigsawModel, RotationModel
 from universal_model_hub.errors import CheckpointError, ConfigError
@@ -220,6 +220,7 @@ def write_summary(training: Training, run_folder: Path, recipe: Recipe, process:
         "name": recipe.name,
         "step": training.step,
         "steps": recipe.run.steps,
+        "commit": commit(),
         "hours": round(training.seconds / 3600, 4),
         "processes": process.world_size,
         "hardware": hardware(process.device),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # Voxels a second of the compact network (width 8, float32) on one core of a two-core AMD EPYC,
 # forward and backward, and forward alone; of the hand-made features.
-TRAINED, SEGMENTED, HAND_MADE = 130e3, 500e3, 250e3
+TRAINED, SEGMENTED, HAND_MADE = 360e3, 500e3, 250e3
 WIDTH = 8
 RIDGE_SECONDS = 5.0  # to fit a probe: features of the drawn voxels and 36 small systems
 PROBE_SECONDS = 25.0

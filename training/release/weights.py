@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from training.config import Recipe, load_recipe
+from training.corpora.packaged import NAME as PACKAGED
 from training.corpora.packaged import packaged_folder
 from training.corpora.packaged_table import Table, ids, read_table
 from training.corpora.packages import fetch
@@ -23,6 +24,7 @@ from training.metrics import runs_folder
 from training.pretrain import pretrain
 from training.publish import catalog_row, publish
 from training.release.prepare import make_store
+from training.release.rows import release_rows
 from universal_model_hub.catalog import BUNDLED
 from universal_model_hub.errors import ConfigError, UniversalModelError
 
@@ -68,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 subjects=SHORT_SUBJECTS if options.short else SUBJECTS,
                 device=options.device,
                 workers=options.workers,
+                short=options.short,
             )
             if code:
                 return code
@@ -78,7 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_weights(
-    recipe: Recipe, work: Path, folder: Path, *, subjects: int, device: str, workers: int
+    recipe: Recipe,
+    work: Path,
+    folder: Path,
+    *,
+    subjects: int,
+    device: str,
+    workers: int,
+    short: bool = False,
 ) -> int:
     """Prepare, train and publish one recipe, going on where it stopped; print its catalog row.
 
@@ -91,6 +101,7 @@ def make_weights(
         subjects: Synthetic ones of each region.
         device: ``auto``, ``cpu`` or ``cuda``.
         workers: Processes that prepare cubes.
+        short: Results of the evaluation are those of other weights, and stay out of the card.
 
     Returns:
         0, or 128 plus the number of the signal that stopped the training.
@@ -101,10 +112,30 @@ def make_weights(
     if code:
         say(f"{recipe.name}: stopped; the same command goes on")
         return code
-    publish(work / "run", folder, dtype="float16", force=True)
+    data = data_text(read_table(), recipe, subjects)
+    rows = [] if short else release_rows(folder.name)
+    publish(work / "run", folder, metrics=rows, dtype="float16", data=data, force=True)
     say(f"{recipe.name}: published to {folder}")
     print(catalog_row(folder, repo_id=None, revision=None), flush=True)
     return 0
+
+
+def data_text(table: Table, recipe: Recipe, subjects: int) -> str:
+    """Say what a recipe's cubes are cut from: scans by package and license, synthetic subjects."""
+    regions = [name for name in recipe.corpora if name != PACKAGED]
+    parts = []
+    if PACKAGED in recipe.corpora:
+        scans = [table.scans[scan_id] for scan_id in ids("pretrain", table=table)]
+        listed = "; ".join(
+            f"{scan.id} ({scan.package} {table.packages[scan.package].version}, "
+            f"{table.packages[scan.package].license})"
+            for scan in scans
+        )
+        parts.append(
+            f"{len(scans)} real scans, without labels, of few subjects and averages: {listed}."
+        )
+    parts.append(f"{subjects} synthetic subjects each of {', '.join(regions)}, as CT and as MR.")
+    return " ".join(parts)
 
 
 def work_folder(name: str, *, short: bool) -> Path:
