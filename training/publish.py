@@ -16,8 +16,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from training.config import Recipe, recipe_of
@@ -131,7 +129,7 @@ def provenance_of(run_folder: Path, config: Mapping[str, Any], recipe: Recipe) -
         "recipe_sha256": recipe_sha256(recipe),
         "data_sha256": config["data_sha256"],
         "seed": recipe.run.seed,
-        "versions": {"torch": torch.__version__, "numpy": np.__version__},
+        "versions": {"torch": summary["hardware"]["torch"]},
         "hours": summary["hours"],
         "hardware": json.dumps(summary["hardware"], sort_keys=True),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),

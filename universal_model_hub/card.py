@@ -81,7 +81,7 @@ def model_card(config: ModelConfig, *, repo_id: str | None = None) -> str:
         "## Use\n",
         _use(config, repo_id or ""),
         "## Limits\n",
-        LIMITS,
+        LIMITS + _unfinished(config),
         "## Input\n",
         _input(config),
         "## Results\n",
@@ -241,12 +241,20 @@ def _data_and_license(config: ModelConfig) -> str:
     )
 
 
+def _unfinished(config: ModelConfig) -> str:
+    told = config.provenance.get("unfinished")
+    return (
+        f"- The training was {_cell(told)}: its schedule never came to its end.\n" if told else ""
+    )
+
+
 def _provenance(config: ModelConfig) -> str:
     if not config.provenance:
         return "Not recorded.\n"
     values = (
         (key, json.dumps(value, sort_keys=True) if isinstance(value, (dict, list)) else value)
         for key, value in config.provenance.items()
+        if key != "data"  # told above
     )
     table = _table(("what", "value"), values)
     recipe = str(config.provenance.get("recipe", "")).removesuffix(".toml")

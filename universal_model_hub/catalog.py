@@ -51,6 +51,8 @@ _ROWS = (
         architecture="unet3d",
         arguments={"width": 8},
         summary="3D U-Net at a quarter of the paper's width, pre-trained by the paper's method",
+        sha256="1d2c9ed45f6b1fd401068f28927f60ae276d6ff06bcdd6d205c22d1c0b2253b2",
+        size=2407060,
     ),
     Weights(
         name="unet3d-compact-anatomy",
@@ -59,6 +61,8 @@ _ROWS = (
         architecture="unet3d",
         arguments={"width": 8},
         summary="The same network; segmentation of synthetic anatomy beside the paper's method",
+        sha256="ba99d101a22cb52a02edcd118e946f4326c65c2e3295b0a03822d77cd60e190a",
+        size=2407068,
     ),
     Weights(
         name="unet3d-compact-chest",
