@@ -72,7 +72,7 @@ def fit(
         if after_step is not None:
             after_step(step + 1, model)
     set_trainable(model, head_only=False)
-    model.eval()
+    model.train(False)
     return losses
 
 
