@@ -30,7 +30,9 @@ from universal_model_hub.hub import LocalModel, client, download_model, resolve_
 
 TOKEN = "hf_SecretSecretSecretSecret"
 CONFIG_PATH, WEIGHTS_PATH = "*/resolve/*/config.json", "*/resolve/*/model.safetensors"
+# Jobs that a shell put in the background ignore Ctrl-C, and so would what they start.
 RUN = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     "import sys, time; from universal_model_hub.hub import resolve_model as r\n"
     "from universal_model_hub.errors import UniversalModelError\n"
     "start = time.monotonic()\n"
