@@ -69,8 +69,10 @@ _ROWS = (
         source="bundled",
         kind="segmenter",
         architecture="unet3d",
-        arguments={"width": 8},
+        arguments={"width": 8, "out_channels": 11, "activation": None},
         summary="Organs of the chest in CT; fine-tuned on a model's labels of one scan",
+        sha256="5a21c789de971b5a2eae2309cfa1295ee0db6687a7d3cd08961c8f9c718effa9",
+        size=2407576,
     ),
     Weights(
         name="unet3d",
