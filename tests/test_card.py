@@ -173,3 +173,11 @@ def test_a_config_read_from_disk_makes_the_same_card(tmp_path: Path):
     config = config_of()
     (tmp_path / "config.json").write_text(json.dumps(config.to_json()))
     assert model_card(read_config(tmp_path / "config.json")) == model_card(config)
+
+
+def test_an_unfinished_run_is_not_said_to_be_reproducible():
+    told = {"recipe": "compact.toml", "unfinished": "stopped at step 2 of 3"}
+    config = config_of(provenance=told)
+    card = model_card(config)
+    assert "stopped at step 2 of 3" in card.partition("## Input")[0]
+    assert "training.reproduce" not in card

@@ -693,6 +693,8 @@ def test_a_card_gets_dice_and_its_distance_from_scratch(tiny, tmp_path):
     assert "+0.100 to +0.100" in rows[1]["metric"]
     assert rows[0]["seeds"] == 2
     assert rows[0]["source"] == "results/release.json"
+    assert any(row["metric"] == "Dice of scratch, not of these weights" for row in rows)
+    assert any("hand-made features, frozen" in row["metric"] for row in rows)
     assert release_rows("nobody", tmp_path) == []
     (tmp_path / "release.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"release\.json"):

