@@ -52,7 +52,7 @@ train-smoke: $(VENV)/.dev
 weights: $(VENV)/.dev
 	$(BIN)/python -m training.release.weights $(if $(SHORT),--short --output weights-short)
 
-# Hours on two cores, less on a GPU (--device cuda); goes on where it stopped. Results are committed.
+# Hours on two cores are expected, not timed yet (--device cuda for a GPU); goes on where it stopped. Results are committed.
 train-evidence: $(VENV)/.dev
 	$(BIN)/python -m training.evidence --output results/train_evidence.json
 
