@@ -1,0 +1,208 @@
+"""Charts of a fine-tuning: curves, scores of cases, ROC, confusion. Needs matplotlib.
+
+Each is drawn twice, for a light page and a dark one.
+"""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from universal_model_hub.fit.classification import CaseAnswer, ClassificationScores
+from universal_model_hub.fit.evaluate import needed
+from universal_model_hub.fit.planes import class_color
+from universal_model_hub.fit.summary import CaseScores, ClassSummary
+
+ARM_COLORS = ("#e4572e", "#3d85c6", "#8a7f2f", "#7b4b94")
+DPI = 150
+SMOOTH_SHARE = 40  # the loss is drawn as a mean over one part in so many of the steps
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A PNG file for a light page, and one for a dark page."""
+
+    light: bytes
+    dark: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """How a training of one arm went."""
+
+    name: str  # of the arm
+    losses: tuple[float, ...]  # of each step
+    scores: tuple[tuple[int, float], ...]  # finished steps, validation
+    best_step: int | None = None
+
+
+def curves_chart(curves: Sequence[Curve], score_name: str) -> Chart:
+    """Draw the training loss and the validation score over the steps, a line an arm."""
+
+    def draw(figure: Any, ink: str) -> None:
+        left, right = figure.subplots(1, 2)
+        for curve, color in zip(curves, _colors(curves), strict=True):
+            steps = np.arange(1, len(curve.losses) + 1)
+            left.plot(steps, curve.losses, color=color, alpha=0.18, linewidth=0.8)
+            left.plot(*_smooth(np.array(curve.losses)), color=color, label=curve.name)
+            if curve.scores:
+                at, scores = zip(*curve.scores, strict=True)
+                marker = "o" if len(at) < 40 else None
+                right.plot(at, scores, color=color, marker=marker, markersize=3, label=curve.name)
+            best = dict(curve.scores).get(curve.best_step or -1)
+            if best is not None:
+                right.plot(
+                    *(curve.best_step, best),
+                    marker="o",
+                    markersize=9,
+                    markerfacecolor="none",
+                    markeredgecolor=color,
+                )
+        _finish(left, ink, "step", "training loss")
+        _finish(right, ink, "step", score_name)
+        _legend(left, ink)
+
+    return _chart(draw, 8.4, 3.1)
+
+
+def scores_chart(
+    arms: Mapping[str, tuple[Sequence[CaseScores], Sequence[ClassSummary]]], metric: str, name: str
+) -> Chart:
+    """Draw the score of each case, and beside it the mean with its interval, a row a class.
+
+    Args:
+        arms: Name of each arm to its cases and their summary.
+        metric: Of the score.
+        name: Of the score, for the axis.
+    """
+    rows = next(iter(arms.values()))[1]
+
+    def draw(figure: Any, ink: str) -> None:
+        axis = figure.subplots()
+        for number, (arm, (cases, summaries)) in enumerate(arms.items()):
+            color = ARM_COLORS[number % len(ARM_COLORS)]
+            for place, summary in enumerate(summaries):
+                shift = (number + 0.5) / len(arms) - 0.5
+                y = place + 0.7 * shift
+                labels = None if summary.label is None else (summary.label,)
+                values = [v for case in cases if (v := case.mean(metric, labels)) is not None]
+                axis.plot(
+                    *(values, [y] * len(values)),
+                    linestyle="none",
+                    marker="o",
+                    markersize=4,
+                    markeredgewidth=0,
+                    color=color,
+                    alpha=0.4,
+                )
+                _mean_with_interval(axis, summary, metric, y, color, ink)
+            axis.plot([], [], "o", color=color, label=arm)
+        axis.set_yticks(range(len(rows)), [row.name for row in rows])
+        axis.set_ylim(len(rows) - 0.4, -0.6)
+        axis.set_xlim(-0.02, 1.02)
+        _finish(axis, ink, f"{name} (dots: cases; bar: mean with 95 % interval)", "")
+        if len(arms) > 1:
+            _legend(axis, ink, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(arms))
+
+    return _chart(draw, 8.4, 1.1 + (0.22 + 0.2 * len(arms)) * len(rows))
+
+
+def roc_chart(arms: Mapping[str, Sequence[CaseAnswer]], classes: Mapping[int, str]) -> Chart:
+    """Draw ROC curves: of two classes the second, of more each against the rest, a panel an arm."""
+    metrics = needed("sklearn.metrics", "scikit-learn")
+    shown = [1] if len(classes) == 2 else sorted(classes)
+
+    def draw(figure: Any, ink: str) -> None:
+        panels = figure.subplots(1, len(arms), squeeze=False)[0]
+        for axis, (arm, answers) in zip(panels, arms.items(), strict=True):
+            axis.plot([0, 1], [0, 1], color=ink, alpha=0.35, linestyle=":", linewidth=1)
+            for label in shown:
+                truth = np.array([answer.truth == label for answer in answers])
+                scores = [answer.probabilities[label] for answer in answers]
+                if not 0 < truth.sum() < len(truth):
+                    continue  # a curve needs cases on both sides
+                wrong, right, _ = metrics.roc_curve(truth, scores)
+                axis.plot(wrong, right, color=class_color(label + 1), label=classes[label])
+            _finish(axis, ink, "1 - specificity", "sensitivity")
+            axis.set_title(arm, color=ink, fontsize=9)
+            axis.set_aspect("equal")
+            _legend(axis, ink, loc="lower right")
+
+    return _chart(draw, 3.6 * len(arms), 3.6)
+
+
+def confusion_chart(arms: Mapping[str, ClassificationScores], classes: Mapping[int, str]) -> Chart:
+    """Draw how many cases of each class were taken for which, a panel an arm."""
+    names = [classes[label] for label in sorted(classes)]
+    side = max(2.6, 0.5 * len(names) + 1.4)
+
+    def draw(figure: Any, ink: str) -> None:
+        panels = figure.subplots(1, len(arms), squeeze=False)[0]
+        for axis, (arm, scores) in zip(panels, arms.items(), strict=True):
+            counts = np.array(scores.confusion)
+            shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+            axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+            for (row, column), count in np.ndenumerate(counts):
+                color = "white" if shares[row, column] > 0.55 else "#222222"
+                axis.text(column, row, str(count), ha="center", va="center", color=color)
+            axis.set_xticks(range(len(names)), names, rotation=30 if len(names) > 3 else 0)
+            axis.set_yticks(range(len(names)), names)
+            _finish(axis, ink, "predicted", "truth")
+            axis.grid(visible=False)
+            axis.set_title(arm, color=ink, fontsize=9)
+
+    return _chart(draw, (side + 0.6) * len(arms), side)
+
+
+def _mean_with_interval(
+    axis: Any, summary: ClassSummary, metric: str, y: float, color: str, ink: str
+) -> None:
+    estimate = summary.metrics[metric]
+    if estimate.interval is not None:
+        ends = [estimate.interval.low, estimate.interval.high]
+        axis.plot(ends, [y, y], color=color, linewidth=2.5, solid_capstyle="butt")
+    if estimate.value is not None:
+        axis.plot(*(estimate.value, y), marker="D", markersize=6, color=color, markeredgecolor=ink)
+
+
+def _smooth(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return steps and the mean of the losses up to them, over a short window."""
+    width = max(1, len(losses) // SMOOTH_SHARE)
+    if len(losses) < 2 * width:
+        return np.arange(1, len(losses) + 1), losses
+    means = np.convolve(losses, np.full(width, 1 / width), mode="valid")
+    return np.arange(width, len(losses) + 1), means
+
+
+def _chart(draw: Callable[[Any, str], None], width: float, height: float) -> Chart:
+    """Draw on figures of their own: no pyplot, so nothing is left open."""
+    figures = needed("matplotlib.figure", "matplotlib")
+    pictures = []
+    for ink in ("#333333", "#d6d6d6"):
+        figure = figures.Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+        draw(figure, ink)
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png", transparent=True, metadata={"Software": None})
+        pictures.append(stream.getvalue())
+    return Chart(*pictures)
+
+
+def _finish(axis: Any, ink: str, across: str, along: str) -> None:
+    axis.set_xlabel(across, color=ink, fontsize=8)
+    axis.set_ylabel(along, color=ink, fontsize=8)
+    axis.tick_params(colors=ink, labelsize=8, length=3)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color(ink)
+    axis.grid(color=ink, alpha=0.12, linewidth=0.7)
+    axis.set_axisbelow(True)
+
+
+def _legend(axis: Any, ink: str, **place: Any) -> None:
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(frameon=False, fontsize=8, labelcolor=ink, **place)
+
+
+def _colors(curves: Sequence[Curve]) -> list[str]:
+    return [ARM_COLORS[i % len(ARM_COLORS)] for i in range(len(curves))]
