@@ -16,7 +16,7 @@ from universal_model_hub.fit.planes import class_color
 from universal_model_hub.fit.summary import CaseScores, ClassSummary
 
 ARM_COLORS = ("#e4572e", "#3d85c6", "#8a7f2f", "#7b4b94")
-DPI = 150
+DPI, CSS_PIXELS = 160, 100  # of an inch
 SMOOTH_SHARE = 40  # the loss is drawn as a mean over one part in so many of the steps
 
 
@@ -26,6 +26,7 @@ class Chart:
 
     light: bytes
     dark: bytes
+    width: int  # as it is shown, CSS pixels; the files are finer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +104,7 @@ def scores_chart(
         axis.set_ylim(len(rows) - 0.4, -0.6)
         axis.set_xlim(-0.02, 1.02)
         _finish(axis, ink, f"{name} (dots: cases; bar: mean with 95 % interval)", "")
+        axis.grid(visible=False, axis="y")
         if len(arms) > 1:
             _legend(axis, ink, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(arms))
 
@@ -127,10 +129,10 @@ def roc_chart(arms: Mapping[str, Sequence[CaseAnswer]], classes: Mapping[int, st
                 axis.plot(wrong, right, color=class_color(label + 1), label=classes[label])
             _finish(axis, ink, "1 - specificity", "sensitivity")
             axis.set_title(arm, color=ink, fontsize=9)
-            axis.set_aspect("equal")
+            axis.set_box_aspect(1)
             _legend(axis, ink, loc="lower right")
 
-    return _chart(draw, 3.6 * len(arms), 3.6)
+    return _chart(draw, 3.7 * len(arms), 3.9)
 
 
 def confusion_chart(arms: Mapping[str, ClassificationScores], classes: Mapping[int, str]) -> Chart:
@@ -186,7 +188,7 @@ def _chart(draw: Callable[[Any, str], None], width: float, height: float) -> Cha
         stream = io.BytesIO()
         figure.savefig(stream, format="png", transparent=True, metadata={"Software": None})
         pictures.append(stream.getvalue())
-    return Chart(*pictures)
+    return Chart(pictures[0], pictures[1], round(width * CSS_PIXELS))
 
 
 def _finish(axis: Any, ink: str, across: str, along: str) -> None:

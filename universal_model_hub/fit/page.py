@@ -24,7 +24,8 @@ body{font:16px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif;color:var(--in
 background:var(--page);max-width:62rem;margin:0 auto;padding:2rem 1rem 4rem}
 h1{font-size:1.75rem;line-height:1.2;margin:.2rem 0 .4rem;overflow-wrap:anywhere}
 h2{font-size:1.25rem;margin:2.6rem 0 .6rem;padding-bottom:.3rem;border-bottom:1px solid var(--line)}
-h3{font-size:1rem;margin:1.6rem 0 .4rem}p{max-width:46rem;margin:.5rem 0}
+h3{font-size:1rem;margin:1.6rem 0 .4rem}h4{font-size:.9rem;margin:1rem 0 0;color:var(--soft)}
+p{max-width:46rem;margin:.5rem 0}
 .eyebrow,.soft,figcaption,small{color:var(--soft)}.eyebrow{font-size:.85rem}
 small{display:block;font-size:.78rem;white-space:nowrap}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(14rem,1fr));gap:.8rem;
@@ -36,9 +37,9 @@ overflow-wrap:anywhere}
 padding:.6rem .9rem;margin:.6rem 0;overflow-wrap:anywhere}
 .scroll{overflow-x:auto;margin:.6rem 0}table{border-collapse:collapse;font-size:.9rem;
 font-variant-numeric:tabular-nums;min-width:40%}
-th,td{padding:.4rem .9rem .4rem 0;text-align:left;vertical-align:top;
+th,td{padding:.4rem .8rem .4rem 0;text-align:left;vertical-align:top;
 border-bottom:1px solid var(--line)}td:last-child,th:last-child{padding-right:.2rem}
-th{font-weight:600;color:var(--soft);font-size:.82rem;white-space:nowrap;vertical-align:bottom}
+th{font-weight:600;color:var(--soft);font-size:.82rem;max-width:9rem;vertical-align:bottom}
 td.number,th.number{text-align:right;white-space:nowrap}tr.total td{font-weight:600}
 tr.total small{font-weight:400}
 td.text{overflow-wrap:anywhere;min-width:7rem;max-width:38rem}
@@ -54,6 +55,8 @@ vertical-align:-.08rem}
 pre{background:var(--card);border:1px solid var(--line);border-radius:.4rem;padding:.7rem .9rem;
 font-size:.85rem;white-space:pre-wrap;overflow-wrap:anywhere}
 summary{cursor:pointer;font-weight:600;margin:.8rem 0}
+figure picture{display:block;overflow-x:auto}
+@media(max-width:40rem){figure img{max-width:none;width:38rem}}
 @media print{body{max-width:none}.scroll{overflow:visible}}
 """
 SCRIPT = """
@@ -163,11 +166,12 @@ def legend(entries: Mapping[str, str]) -> Markup:
 
 def picture(png: bytes | Chart, caption: str) -> Markup:
     """Return a PNG file within the page, or the two of a chart, with a caption."""
-    dark = ""
+    dark, width = "", ""
     if isinstance(png, Chart):
         dark = f"<source media='(prefers-color-scheme:dark)' srcset='{_data(png.dark)}'>"
+        width = f" width='{png.width}'"
         png = png.light
-    image = f"<img alt='{text(caption)}' src='{_data(png)}'>"
+    image = f"<img{width} alt='{text(caption)}' src='{_data(png)}'>"
     return Markup(
         f"<figure><picture>{dark}{image}</picture><figcaption>{text(caption)}</figcaption></figure>"
     )

@@ -76,12 +76,12 @@ def segmentation_results(arms: Mapping[str, Sequence[CaseScores]]) -> Results:
     """Return what the page says of label maps, the first arm minus the second."""
     summaries = {name: summarize(cases) for name, cases in arms.items()}
     overall = {name: rows[-1].metrics["dice"] for name, rows in summaries.items()}
-    tiles = [_tile(f"{name}: mean Dice", estimate) for name, estimate in overall.items()]
+    tiles = [_tile(f"Mean Dice, {name}", estimate) for name, estimate in overall.items()]
     names, all_cases = list(arms), list(arms.values())
     sentences = ["Dice in the mean over the classes of a case, then over cases."]
     if len(arms) == 2:
         difference = paired_difference(all_cases[0], all_cases[1])
-        tiles.append(_tile("difference of Dice, paired by case", difference, sign=True))
+        tiles.append(_tile("Difference of Dice, paired by case", difference, sign=True))
         sentences.append(verdict(names[0], names[1], difference, "Dice"))
     charted = {name: (arms[name], summaries[name]) for name in arms}
     body = [
@@ -91,7 +91,11 @@ def segmentation_results(arms: Mapping[str, Sequence[CaseScores]]) -> Results:
         *([_dice_table(arms, summaries)] if len(arms) == 2 else []),
         tag("h3", "Every metric"),
         tag("p", METRICS_NOTE, "soft"),
-        _metrics_table(summaries),
+        *(
+            part
+            for name, rows in summaries.items()
+            for part in (tag("h4", name), _metrics_table(rows))
+        ),
     ]
     subjects = {case.subject for cases in all_cases for case in cases}
     return Results(
@@ -110,9 +114,9 @@ def classification_results(
     """Return what the page says of classified cases, the first arm minus the second."""
     scores = {name: score_answers(answers, classes) for name, answers in arms.items()}
     names, all_answers = list(arms), list(arms.values())
-    tiles = [_tile(f"{name}: AUC", one.auc) for name, one in scores.items()]
+    tiles = [_tile(f"AUC, {name}", one.auc) for name, one in scores.items()]
     tiles += [
-        _tile(f"{name}: balanced accuracy", s.balanced_accuracy) for name, s in scores.items()
+        _tile(f"Balanced accuracy, {name}", s.balanced_accuracy) for name, s in scores.items()
     ]
     sentences = []
     differences: Mapping[str, Estimate] = {}
@@ -143,9 +147,9 @@ def classification_results(
 def verdict(ours: str, theirs: str, difference: Estimate, metric: str) -> str:
     """Say in a sentence whether two arms differ."""
     if difference.value is None:
-        return f"{ours} and {theirs} have no case in common: no difference can be said."
+        return f"“{ours}” and “{theirs}” have no case in common: no difference can be said."
     side = "above" if difference.value >= 0 else "below"
-    start = f"{ours} is {abs(difference.value):.3f} {metric} {side} {theirs}"
+    start = f"“{ours}” is {abs(difference.value):.3f} {metric} {side} “{theirs}”"
     interval = difference.interval
     if interval is None:
         return f"{start} ({difference.note})."
@@ -187,16 +191,14 @@ def _dice_table(
         ]
         for place, row in enumerate(next(iter(summaries.values())))
     ]
-    head = ["class", *(f"{name}, Dice" for name in arms), "difference"]
+    head = ["class", *(f"Dice, {name}" for name in arms), "difference"]
     return table(head, rows, numeric=range(1, len(head)), total_last=True)
 
 
-def _metrics_table(summaries: Mapping[str, Sequence[ClassSummary]]) -> Markup:
-    several = len(summaries) > 1
+def _metrics_table(summaries: Sequence[ClassSummary]) -> Markup:
     rows = [
         [
             row.name,
-            *([arm] if several else []),
             row.metrics["dice"].n,
             *(estimate_cell(row.metrics[name], DIGITS.get(name, 3)) for name in METRICS),
             number(row.metrics["dice"].sd),
@@ -204,13 +206,10 @@ def _metrics_table(summaries: Mapping[str, Sequence[ClassSummary]]) -> Markup:
             row.missed,
             row.extra,
         ]
-        for place in range(len(next(iter(summaries.values()))))
-        for arm, by_class in summaries.items()
-        for row in [by_class[place]]
+        for row in summaries
     ]
-    head = ["class", *(["arm"] if several else []), "n", *METRICS.values()]
-    head += ["Dice sd", "Dice median", "missed", "extra"]
-    return table(head, rows, numeric=range(1 + several, len(head)), total_last=not several)
+    head = ["class", "n", *METRICS.values(), "Dice sd", "Dice median", "missed", "extra"]
+    return table(head, rows, numeric=range(1, len(head)), total_last=True)
 
 
 def _cases_table(arms: Mapping[str, Sequence[CaseScores]]) -> Markup:
