@@ -103,7 +103,7 @@ def scores_chart(
         axis.set_yticks(range(len(rows)), [row.name for row in rows])
         axis.set_ylim(len(rows) - 0.4, -0.6)
         axis.set_xlim(-0.02, 1.02)
-        _finish(axis, ink, f"{name} (dots: cases; bar: mean with 95 % interval)", "")
+        _finish(axis, ink, f"{name} (dots: cases; diamond: mean; bar: 95 % interval)", "")
         axis.grid(visible=False, axis="y")
         if len(arms) > 1:
             _legend(axis, ink, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(arms))
@@ -112,7 +112,7 @@ def scores_chart(
 
 
 def roc_chart(arms: Mapping[str, Sequence[CaseAnswer]], classes: Mapping[int, str]) -> Chart:
-    """Draw ROC curves: of two classes the second, of more each against the rest, a panel an arm."""
+    """Draw ROC curves, a panel an arm: of two classes the second, of more each from the rest."""
     metrics = needed("sklearn.metrics", "scikit-learn")
     shown = [1] if len(classes) == 2 else sorted(classes)
 

@@ -28,7 +28,7 @@ h3{font-size:1rem;margin:1.6rem 0 .4rem}h4{font-size:.9rem;margin:1rem 0 0;color
 p{max-width:46rem;margin:.5rem 0}
 .eyebrow,.soft,figcaption,small{color:var(--soft)}.eyebrow{font-size:.85rem}
 small{display:block;font-size:.78rem;white-space:nowrap}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(14rem,1fr));gap:.8rem;
+.tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(14rem,1fr));gap:.8rem;
 margin:1.4rem 0}.tile{background:var(--card);border:1px solid var(--line);border-radius:.5rem;
 padding:.8rem 1rem}.tile b{display:block;font-size:1.9rem;line-height:1.25;
 font-variant-numeric:tabular-nums}.tile span{display:block;font-size:.85rem;color:var(--soft);
@@ -40,7 +40,7 @@ font-variant-numeric:tabular-nums;min-width:40%}
 th,td{padding:.4rem .8rem .4rem 0;text-align:left;vertical-align:top;
 border-bottom:1px solid var(--line)}td:last-child,th:last-child{padding-right:.2rem}
 th{font-weight:600;color:var(--soft);font-size:.82rem;max-width:9rem;vertical-align:bottom}
-td.number,th.number{text-align:right;white-space:nowrap}tr.total td{font-weight:600}
+td.number,th.number{text-align:right}td.number{white-space:nowrap}tr.total td{font-weight:600}
 tr.total small{font-weight:400}
 td.text{overflow-wrap:anywhere;min-width:7rem;max-width:38rem}
 th button{font:inherit;color:inherit;background:none;border:0;padding:0;cursor:pointer}

@@ -157,16 +157,18 @@ def _draw(
         for width, (plane, right, up, letters) in zip(widths, PLANES, strict=True):
             tall = scale * view.size(right, up)[1]
             low = bottom + (height - GAP_INCHES - tall) / 2
-            place = (left / WIDTH_INCHES, low / top, width / WIDTH_INCHES, tall / top)
-            axis = figure.add_axes(place)
+            axis = figure.add_axes(
+                (left / WIDTH_INCHES, low / top, width / WIDTH_INCHES, tall / top)
+            )
             _show(axis, view.cut(image, right, up), view.extent(right, up), window, letters)
             _paint(axis, maps, view, right, up)
             if not maps and cut is not None:
-                _frame(axis, cut.extent(right, up))
+                start, end, low, high = cut.extent(right, up)
+                corners = [start, end, end, start, start], [low, low, high, high, low]
+                axis.plot(*corners, color="white", linewidth=0.8, scalex=False, scaley=False)
             if number == 0:
                 middle = (left + width / 2) / WIDTH_INCHES
-                height_of_text = 1 - TITLE_INCHES / 2 / top
-                figure.text(middle, height_of_text, plane, **TEXT)
+                figure.text(middle, 1 - TITLE_INCHES / 2 / top, plane, **TEXT)
             left += width + GAP_INCHES
         middle = (bottom + (height - GAP_INCHES) / 2) / top
         figure.text(TITLE_INCHES / 2 / WIDTH_INCHES, middle, name, rotation=90, **TEXT)
@@ -259,12 +261,6 @@ def _outline(
     axis.contour(across, along, padded, levels=[0.5], colors=[color], linewidths=width)
     axis.set_xlim(left, right)
     axis.set_ylim(bottom, top)
-
-
-def _frame(axis: Any, extent: tuple[float, ...]) -> None:
-    left, right, bottom, top = extent
-    across, along = [left, right, right, left, left], [bottom, bottom, top, top, bottom]
-    axis.plot(across, along, color="white", linewidth=0.8, scalex=False, scaley=False)
 
 
 def _window(image: np.ndarray, view: _View) -> tuple[float, float]:

@@ -129,6 +129,7 @@ def _results(report: ReportData) -> Results:
 
 def _header(report: ReportData, results: Results) -> Markup:
     names = ", ".join(report.classes.values())
+    judged = f"{report.judged_on}, n = {results.num_cases}"
     tiles = [
         joined([tag("span", tile.title), tag("b", tile.value), tag("span", tile.note)])
         for tile in results.tiles
@@ -137,7 +138,7 @@ def _header(report: ReportData, results: Results) -> Markup:
         [
             tag("div", f"Fine-tuning report: {report.task}", "eyebrow"),
             tag("h1", report.title),
-            tag("p", f"{results.num_cases} {report.judged_on}. Classes: {names}.", "soft"),
+            tag("p", f"Judged on {judged}. Classes: {names}.", "soft"),
             tag("div", joined([tag("div", tile, "tile") for tile in tiles]), "tiles"),
             *(tag("p", sentence) for sentence in results.sentences),
         ]

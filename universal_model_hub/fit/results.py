@@ -12,7 +12,7 @@ from universal_model_hub.fit.classification import (
     score_answers,
 )
 from universal_model_hub.fit.intervals import Estimate
-from universal_model_hub.fit.page import Markup, joined, number, picture, table, tag, text
+from universal_model_hub.fit.page import Markup, joined, number, picture, table, tag
 from universal_model_hub.fit.summary import (
     METRICS,
     CaseScores,
@@ -159,11 +159,11 @@ def verdict(ours: str, theirs: str, difference: Estimate, metric: str) -> str:
 
 
 def estimate_cell(estimate: Estimate, digits: int = 3, *, sign: bool = False) -> Markup:
-    """Return a value with its interval, or with why there is none."""
+    """Return a value with its interval, or without one."""
     if estimate.value is None:
         return number(None)
     interval = estimate.interval
-    below = text(estimate.note)
+    below = Markup("no interval")
     if interval is not None:
         low, high = (number(end, digits, sign=sign) for end in (interval.low, interval.high))
         below = Markup(f"[{low}, {high}]")
