@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from examples.drawing import draw_features, draw_labels, figure
 from examples.tissue import Comparison, compare, draw_curves
 from training.corpora.packaged import load_packaged
-from training.metrics import commit, hardware
+from training.metrics import commit
 from universal_model_hub import (
     Preprocessing,
     Volume,
@@ -41,6 +41,7 @@ from universal_model_hub import (
 )
 from universal_model_hub.errors import WeightsError
 from universal_model_hub.features import FeatureMap, features
+from universal_model_hub.fit.hardware import hardware
 
 ROOT = Path(__file__).parent.parent
 SCANS = {"ct-chest-4": "CT", "mr-template-1": "MR"}

@@ -67,7 +67,7 @@ def compare(name: str, say: Callable[[str], None]) -> Comparison:
             arguments=row.arguments,
         )
         began = time.perf_counter()
-        losses = fit(model, CubeSampler(loaded, settings, task.num_classes), settings)
+        losses = fit(model, CubeSampler(loaded, settings, task.num_classes), settings).losses
         seconds = time.perf_counter() - began
         found = score(as_trained(model), cases[SLABS:], task.num_classes)["dice_by_class"]
         dice = {label: value or 0.0 for label, value in zip(task.classes, found, strict=True)}

@@ -8,7 +8,8 @@ import torch
 
 from universal_model_hub import save_pretrained
 from universal_model_hub.errors import CheckpointError, ConfigError
-from universal_model_hub.fit.loop import fit, segmentation_loss
+from universal_model_hub.fit.loop import fit
+from universal_model_hub.fit.losses import segmentation_loss
 from universal_model_hub.fit.sampling import CubeSampler, LoadedCase, cut
 from universal_model_hub.fit.settings import FinetuneSettings
 from universal_model_hub.fit.transfer import build_model
@@ -127,7 +128,7 @@ def test_the_head_learns_alone_at_first():
 def test_a_ball_is_learned_and_the_same_seed_gives_the_same_weights():
     settings = replace(SETTINGS, steps=60, head_steps=5, learning_rate=1e-2, batch_size=4)
     models = [build_model(None, num_classes=2, arguments={"width": 2}) for _ in range(2)]
-    losses = [fit(m, CubeSampler([ball_case()], settings, 2), settings) for m in models]
+    losses = [fit(m, CubeSampler([ball_case()], settings, 2), settings).losses for m in models]
     assert losses[0] == losses[1]
     assert np.mean(losses[0][-5:]) < 0.25 * np.mean(losses[0][:5])
     assert not models[0].training

@@ -34,13 +34,14 @@ from training.evidence_probes import (
     scale_accuracy,
 )
 from training.evidence_report import report, write_report
-from training.metrics import commit, hardware, read_lines, runs_folder
+from training.metrics import commit, read_lines, runs_folder
 from training.publish import final_checkpoint, recipe_sha256
 from training.restoration import restoration_errors
 from training.state import start_training
 from universal_model_hub.errors import ConfigError, UniversalModelError
 from universal_model_hub.files import parse_json, write_json
 from universal_model_hub.fit.engine import Process, pick_device
+from universal_model_hub.fit.hardware import hardware
 
 ROOT = Path(__file__).parent.parent
 RECIPE, PRECISION_RECIPE = "evidence", "evidence_precision"

@@ -26,13 +26,13 @@ from training.config import Recipe, load_recipe
 from training.corpora.case import Case
 from training.cubes import CubeStore, write_cubes
 from training.measure import SAFE_RATE, time_steps
-from training.metrics import hardware
 from training.pretrain import pretrain
 from training.workload import network_of
 from universal_model_hub import load_segmenter, predict
 from universal_model_hub.errors import UniversalModelError
 from universal_model_hub.files import write_json
 from universal_model_hub.fit.engine import Process
+from universal_model_hub.fit.hardware import hardware
 from universal_model_hub.volume import Volume
 
 ROOT = Path(__file__).parent.parent

@@ -16,12 +16,12 @@ from torch import Tensor
 from training.config import Recipe, load_recipe
 from training.cubes import AIR_LEVEL, cut_cubes
 from training.estimate import SLOWEST_BFLOAT16
-from training.metrics import hardware
 from training.pretrain import to_device, train_step
 from training.state import start_training, wrap
 from training.transforms import original_and_corrupted
 from training.workload import network_of
 from universal_model_hub.fit.engine import Process
+from universal_model_hub.fit.hardware import hardware
 from universal_model_hub.preprocess import preprocess
 from universal_model_hub.volume import Volume
 

@@ -1,8 +1,7 @@
-"""What a run writes down: metrics as JSON lines and for TensorBoard, pictures, the hardware."""
+"""What a run writes down: metrics as JSON lines and for TensorBoard, and pictures."""
 
 import json
 import os
-import platform
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,30 +19,6 @@ def runs_folder() -> Path:
         return Path(chosen)
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "universal_model_hub" / "runs"
-
-
-def hardware(device: torch.device) -> dict[str, str | int]:
-    """Describe the machine without naming it: processor, cores, GPU, versions."""
-    facts: dict[str, str | int] = {
-        "processor": processor_name(),
-        "cores": os.cpu_count() or 1,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-    if device.type == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name(device)
-    return facts
-
-
-def processor_name() -> str:
-    """Return the processor's model name as the system states it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def commit() -> str:

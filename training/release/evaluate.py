@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from training.metrics import commit, hardware, runs_folder
+from training.metrics import commit, runs_folder
 from training.release.arms import find_arms
 from training.release.data import prepare_task
 from training.release.page import write_report
@@ -29,6 +29,7 @@ from training.release.runs import PROBE_SEEDS, PROBE_SUBJECTS, Run, Setting, pro
 from training.release.summary import summary
 from training.release.tasks import TASKS_FILE, Mode, Tasks, read_tasks
 from universal_model_hub.errors import ConfigError, UniversalModelError
+from universal_model_hub.fit.hardware import hardware
 
 TRANSFERS = {"full": ("full",), "encoder": ("encoder",), "both": ("full", "encoder")}
 

@@ -83,7 +83,7 @@ def fine_tune(
             scoring_seconds += time.monotonic() - began
 
     began = time.monotonic()
-    losses = fit(model, sampler, details, after_step=after_step)
+    losses = fit(model, sampler, details, after_step=after_step).losses
     seconds = time.monotonic() - began - scoring_seconds
     result = score(as_trained(model), judged, task.num_classes)
     if curve:

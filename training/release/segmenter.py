@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from training.metrics import commit, hardware
+from training.metrics import commit
 from training.publish import LICENSE, catalog_row
 from training.release.data import fingerprint
 from training.release.finetuning import as_trained
@@ -32,6 +32,7 @@ from training.release.tasks import Part, Task
 from universal_model_hub.config import read_config
 from universal_model_hub.errors import CheckpointError, UniversalModelError
 from universal_model_hub.fit.engine import pick_device
+from universal_model_hub.fit.hardware import hardware
 from universal_model_hub.fit.loop import fit
 from universal_model_hub.fit.sampling import CubeSampler, LoadedCase
 from universal_model_hub.fit.settings import FinetuneSettings

@@ -41,7 +41,9 @@ class CaseSet:
     classes: Mapping[int, str] | None  # label value to name; None: to be found in the label maps
     layout: str  # folders, csv, bids, nnunet or msd
     source: Path
-    findings: tuple[Finding, ...] = ()  # what the layout itself showed: files without a partner, ...
+    findings: tuple[
+        Finding, ...
+    ] = ()  # what the layout itself showed: files without a partner, ...
 
     @property
     def num_channels(self) -> int:

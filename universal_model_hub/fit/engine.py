@@ -21,6 +21,7 @@ from universal_model_hub.errors import CheckpointError, ConfigError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+PATIENCE = timedelta(hours=24)  # while one process prepares or judges, and the others wait
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,21 @@ def all_ranks_agree(flag: bool, process: Process) -> bool:
     value = torch.tensor(float(flag), device=process.device)
     dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return bool(value.item())
+
+
+def from_main(value: float, process: Process) -> float:
+    """Return the first process's value in every process."""
+    if process.world_size == 1:
+        return value
+    shared = torch.tensor(value, dtype=torch.float64, device=process.device)
+    dist.broadcast(shared, src=0)
+    return float(shared)
+
+
+def wait_for_all(process: Process) -> None:
+    """Return when every process has come here, however long one of them takes."""
+    if process.world_size > 1:
+        dist.barrier(dist.new_group(backend="gloo", timeout=PATIENCE))
 
 
 def mean_over_ranks(value: Tensor, process: Process) -> Tensor:

@@ -1,5 +1,6 @@
-"""Cubes for fine-tuning, cut from labeled volumes: a pure function of seed and step.
+"""Batches for fine-tuning: a pure function of seed and step, whatever the number of processes.
 
+Cubes cut from labeled volumes for segmentation, whole scans for classification.
 Shape letters: N batch, C channels, X Y Z the volume's axes, K classes.
 """
 
@@ -25,6 +26,15 @@ class LoadedCase:
     id: str
     image: np.ndarray  # (C, X, Y, Z) float32 in [0, 1]; may be memory-mapped
     labels: np.ndarray  # (X, Y, Z) integers; -1 is not annotated
+
+
+@dataclass(frozen=True)
+class LoadedScan:
+    """A preprocessed volume with its class."""
+
+    id: str
+    image: np.ndarray  # (C, X, Y, Z) float32 in [0, 1]; may be memory-mapped
+    target: int
 
 
 class CubeSampler:
@@ -63,10 +73,13 @@ class CubeSampler:
         """Classes but background of which there are voxels."""
         return [value for value in sorted(self.places) if value > 0]
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return the batch of a step: images (N, C, X, Y, Z) float32, labels (N, X, Y, Z) int64."""
-        rng = np.random.default_rng([self.settings.seed, 2, step])
-        pairs = [self.cube(rng) for _ in range(self.settings.batch_size)]
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[Tensor, Tensor]:
+        """Return a process's share of the batch of a step.
+
+        Returns:
+            Images (N, C, X, Y, Z) float32, labels (N, X, Y, Z) int64.
+        """
+        pairs = [self.cube(rng) for rng in item_rngs(self.settings, step, rank, world_size)]
         images, labels = zip(*pairs, strict=True)
         return torch.stack(images), torch.stack(labels)
 
@@ -85,6 +98,66 @@ class CubeSampler:
         center = np.unravel_index(int(rng.choice(found)), case.labels.shape)
         image, labels = cut(case, [int(c) for c in center], self.settings.cube, rng)
         return augmented(image, labels, self.settings, rng)
+
+
+class ScanSampler:
+    """Draws batches of whole scans, each class alike.
+
+    Scans larger than ``settings.cube`` are cut to it, and all of a batch to its smallest along each
+    axis, at a random place: nothing is padded, for a scan to be classified is not padded either.
+
+    Raises:
+        ConfigError: If a target is not one of the classes, or a class has no scan.
+    """
+
+    def __init__(
+        self, scans: Sequence[LoadedScan], settings: FinetuneSettings, num_classes: int
+    ) -> None:
+        self.settings = settings
+        self.by_class: list[list[LoadedScan]] = [[] for _ in range(num_classes)]
+        for scan in scans:
+            if not 0 <= scan.target < num_classes:
+                raise ConfigError(
+                    f"Expected a target of 0 to {num_classes - 1} for {scan.id}, got {scan.target}."
+                )
+            self.by_class[scan.target].append(scan)
+        empty = [number for number, found in enumerate(self.by_class) if not found]
+        if empty:
+            raise ConfigError(f"Expected training scans of each class, got none of {empty}.")
+
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[Tensor, Tensor]:
+        """Return a process's share of the batch of a step.
+
+        Returns:
+            Images (N, C, X, Y, Z) float32, targets (N,) int64.
+        """
+        rngs = item_rngs(self.settings, step, rank, world_size)
+        drawn = [self._scan(rng) for rng in rngs]
+        shape = np.min(
+            [[*scan.image.shape[1:]] for scan in drawn] + [[*self.settings.cube]], axis=0
+        )
+        images = [
+            varied(random_part(scan.image, shape, rng), self.settings, rng)
+            for scan, rng in zip(drawn, rngs, strict=True)
+        ]
+        return torch.stack(images), torch.tensor([scan.target for scan in drawn])
+
+    def _scan(self, rng: np.random.Generator) -> LoadedScan:
+        scans = self.by_class[int(rng.integers(len(self.by_class)))]
+        return scans[int(rng.integers(len(scans)))]
+
+
+def item_rngs(
+    settings: FinetuneSettings, step: int, rank: int, world_size: int
+) -> list[np.random.Generator]:
+    """Return the generator of each item of a process's share of a step's batch."""
+    if settings.batch_size % world_size:
+        raise ConfigError(
+            f"Expected a batch_size that {world_size} processes can share, got "
+            f"{settings.batch_size}. Make it a multiple."
+        )
+    numbers = range(rank, settings.batch_size, world_size)
+    return [np.random.default_rng([settings.seed, 2, step, number]) for number in numbers]
 
 
 def cut(
@@ -117,6 +190,19 @@ def augmented(
     for axis in settings.flip_axes:
         if rng.random() < 0.5:
             image, labels = image.flip(1 + axis), labels.flip(axis)
+    return other_intensities(image, rng), labels
+
+
+def varied(image: Tensor, settings: FinetuneSettings, rng: np.random.Generator) -> Tensor:
+    """Vary a scan (C, X, Y, Z) as ``augmented`` varies a cube, without labels."""
+    if not settings.augment:
+        return image
+    flipped = [1 + axis for axis in settings.flip_axes if rng.random() < 0.5]
+    return other_intensities(image.flip(flipped), rng)
+
+
+def other_intensities(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """Vary gamma, contrast and brightness of (C, X, Y, Z) in [0, 1], and add noise."""
     if rng.random() < 0.5:
         image = image ** float(np.exp(rng.uniform(-0.25, 0.25)))
     if rng.random() < 0.5:
@@ -125,7 +211,18 @@ def augmented(
         sigma = float(rng.uniform(0, 0.03))
         noise = rng.standard_normal(tuple(image.shape), dtype=np.float32)
         image = image + sigma * torch.from_numpy(noise)
-    return image.clamp(0, 1), labels
+    return image.clamp(0, 1)
+
+
+def random_part(
+    image: np.ndarray, shape: Sequence[int] | np.ndarray, rng: np.random.Generator
+) -> Tensor:
+    """Return a part of an image (C, X, Y, Z) with the sides ``shape``, at a random place."""
+    box = [slice(None)]
+    for side, size in zip(shape, image.shape[1:], strict=True):
+        start = int(rng.integers(size - int(side) + 1))
+        box.append(slice(start, start + int(side)))
+    return torch.from_numpy(np.array(image[tuple(box)], np.float32))
 
 
 def _check_case(case: LoadedCase, num_classes: int) -> None:

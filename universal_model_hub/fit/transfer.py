@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from universal_model_hub.errors import ConfigError
+from universal_model_hub.heads import ClassificationHead, Classifier
 from universal_model_hub.loading import load_encoder, load_unet
 from universal_model_hub.networks import ARCHITECTURES
-from universal_model_hub.networks.unet3d import UNet3D
+from universal_model_hub.networks.unet3d import Encoder, UNet3D
 
 Transfer = Literal["full", "encoder"]
+HEAD_ARGUMENTS = ("out_channels", "activation", "in_channels", "num_classes")
 
 
 def build_model(
@@ -22,6 +25,7 @@ def build_model(
     seed: int = 0,
     architecture: str = "unet3d",
     arguments: Mapping[str, Any] | None = None,
+    in_channels: int = 1,
 ) -> UNet3D:
     """Return a U-Net with a new head, in train mode: (N, C, X, Y, Z) to (N, K, X, Y, Z) logits.
 
@@ -34,6 +38,7 @@ def build_model(
         seed: Of what is new.
         architecture: From scratch: the network's name.
         arguments: From scratch: what builds it, such as its width.
+        in_channels: C; the first convolution of weights with another number is adapted.
 
     Raises:
         ConfigError: If ``transfer`` is unknown.
@@ -43,15 +48,17 @@ def build_model(
         raise ConfigError(f"Expected transfer full or encoder, got {transfer!r}.")
     encoder = loaded = None
     if weights is not None and transfer == "full":
-        loaded = load_unet(weights, out_channels=num_classes)
+        loaded = load_unet(weights, in_channels=in_channels, out_channels=num_classes)
         arguments = loaded.arguments
     elif weights is not None:
-        encoder = load_encoder(weights)
+        encoder = load_encoder(weights, in_channels=in_channels)
         arguments = encoder.arguments
-    kept = {k: v for k, v in (arguments or {}).items() if k not in ("out_channels", "activation")}
+    kept = {k: v for k, v in (arguments or {}).items() if k not in HEAD_ARGUMENTS}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        unet = ARCHITECTURES[architecture](**kept, out_channels=num_classes, activation=None)
+        unet = ARCHITECTURES[architecture](
+            **kept, in_channels=in_channels, out_channels=num_classes, activation=None
+        )
     assert isinstance(unet, UNet3D)
     if loaded is not None:
         unet.encoder.load_state_dict(loaded.encoder.state_dict())
@@ -59,3 +66,29 @@ def build_model(
     elif encoder is not None:
         unet.encoder.load_state_dict(encoder.state_dict())
     return unet.train()
+
+
+def build_classifier(
+    weights: str | Path | None,
+    *,
+    num_classes: int,
+    seed: int = 0,
+    arguments: Mapping[str, Any] | None = None,
+    in_channels: int = 1,
+) -> Classifier:
+    """Return an encoder with a new classification head, in train mode: to (N, K) logits.
+
+    Arguments and errors are those of ``build_model``; the encoder alone is transferred.
+    """
+    loaded = None if weights is None else load_encoder(weights, in_channels=in_channels)
+    given = arguments if loaded is None else loaded.arguments
+    kept = {k: v for k, v in (given or {}).items() if k not in HEAD_ARGUMENTS}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = Encoder(in_channels, **kept)
+        head = ClassificationHead(encoder.num_features, num_classes)
+    if loaded is not None:
+        encoder.load_state_dict(loaded.state_dict())
+    model: nn.Module = Classifier(encoder, head).train()
+    assert isinstance(model, Classifier)
+    return model
