@@ -42,6 +42,9 @@ MARGIN_MM, SMALLEST_VIEW_MM = 15.0, 70.0
 WORTH_CUTTING = 0.6  # share of each side, above which a picture is not cut
 
 
+Extent = tuple[float, float, float, float]  # left, right, bottom and top, mm
+
+
 @dataclass(frozen=True)
 class _View:
     """What of a scan is drawn."""
@@ -50,7 +53,7 @@ class _View:
     box: tuple[slice, slice, slice]
     spacing: tuple[float, float, float]  # mm
 
-    def extent(self, right: int, up: int) -> tuple[float, float, float, float]:
+    def extent(self, right: int, up: int) -> Extent:
         """Return where the box lies in a plane, in mm."""
         edges = [
             (self.box[axis].start * self.spacing[axis], self.box[axis].stop * self.spacing[axis])
@@ -186,11 +189,7 @@ def _scale(view: _View) -> float:
 
 
 def _show(
-    axis: Any,
-    plane: np.ndarray,
-    extent: tuple[float, ...],
-    window: tuple[float, float],
-    letters: str,
+    axis: Any, plane: np.ndarray, extent: Extent, window: tuple[float, float], letters: str
 ) -> None:
     axis.imshow(
         *(plane, "gray"),
@@ -239,9 +238,7 @@ def _paint(axis: Any, maps: Mapping[str, np.ndarray], view: _View, right: int, u
             _outline(axis, truth == label, extent, "white", 0.5)
 
 
-def _fill(
-    axis: Any, mask: np.ndarray, extent: tuple[float, ...], color: str, opacity: float
-) -> None:
+def _fill(axis: Any, mask: np.ndarray, extent: Extent, color: str, opacity: float) -> None:
     if not mask.any():
         return
     red, green, blue = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
@@ -250,9 +247,7 @@ def _fill(
     axis.imshow(layer, origin="lower", extent=extent, interpolation="nearest")
 
 
-def _outline(
-    axis: Any, mask: np.ndarray, extent: tuple[float, ...], color: str, width: float = 1.0
-) -> None:
+def _outline(axis: Any, mask: np.ndarray, extent: Extent, color: str, width: float = 1.0) -> None:
     padded = np.pad(mask, 1).astype(np.float64)  # so that outlines close at the rim
     left, right, bottom, top = extent
     rows, columns = mask.shape
