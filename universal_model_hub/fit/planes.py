@@ -18,11 +18,7 @@ from universal_model_hub.preprocess.orientation import closest_axes
 from universal_model_hub.volume import Volume
 
 # Name, axis to the right, axis up, and the letters at the left, right, bottom and top.
-PLANES = (
-    ("sagittal", 1, 2, "PAIS"),
-    ("coronal", 0, 2, "LRIS"),
-    ("axial", 0, 1, "LRPA"),
-)
+PLANES = (("sagittal", 1, 2, "PAIS"), ("coronal", 0, 2, "LRIS"), ("axial", 0, 1, "LRPA"))
 CLASS_COLORS = (
     *("#e6a000", "#56b4e9", "#1fb57c", "#d17bb5", "#f0e442", "#7d8cff"),
     *("#e8602c", "#9be15d", "#00d0d0", "#b07cff", "#ff8fa3", "#c9a57b"),

@@ -10,7 +10,7 @@ from typing import Any
 
 from universal_model_hub.errors import ConfigError
 from universal_model_hub.files import write_bytes
-from universal_model_hub.fit.cases import Finding, Task
+from universal_model_hub.fit.cases import Finding, Split, Task
 from universal_model_hub.fit.charts import Curve, curves_chart
 from universal_model_hub.fit.classification import CaseAnswer
 from universal_model_hub.fit.page import (
@@ -50,7 +50,7 @@ class Arm:
 class DataSummary:
     """What was trained on and judged with."""
 
-    splits: Mapping[str, tuple[int, int]]  # side of the split: cases, subjects
+    splits: Mapping[Split, tuple[int, int]]  # side of the split: cases, subjects
     class_counts: Mapping[str, int]  # voxels of each class; of classification cases
     findings: tuple[Finding, ...] = ()  # what the check of the data said
     facts: Mapping[str, Any] = field(default_factory=dict)  # spacing, channels, ...
