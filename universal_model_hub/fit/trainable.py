@@ -4,15 +4,15 @@ Depth counts modules from the head down: a layer far from it has learned what ho
 and may be moved less (``layer_decay``). Source: Howard and Ruder 2018 (discriminative rates).
 """
 
+import math
 from typing import Any
 
 from torch import nn
 
 from universal_model_hub.errors import ConfigError
-from universal_model_hub.fit.lora import lora_parameters
+from universal_model_hub.fit.lora import has_lora, head_of, lora_parameters
 
 MODES = ("all", "head", "lora")
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 def parameter_groups(
@@ -25,30 +25,34 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return the groups of an optimizer: what trains, its rate and its weight decay.
 
-    What does not train is frozen. Biases and norms have no weight decay.
+    What does not train is frozen, in place. Biases and norms have no weight decay. Groups go from
+    the head to the first layer, kernels before the rest, each in the network's own order.
 
     Args:
-        model: Has a ``head``.
+        model: Has a ``head``, unless everything trains.
         mode: ``all``, ``head``, or ``lora``: adapters, norms and head.
         learning_rate: Of the head.
         weight_decay: Of kernels.
         layer_decay: Factor from one depth to the next, above 0 and at most 1.
 
     Raises:
-        ConfigError: If the mode or the factor cannot be used.
+        ConfigError: If a value cannot be used, or the network has no head or no adapters to train.
     """
-    if mode not in MODES:
-        raise ConfigError(f"Expected what trains to be {', '.join(MODES)}, got {mode!r}.")
+    _check_mode(mode)
+    if not 0 < learning_rate < math.inf:
+        raise ConfigError(f"Expected a positive learning_rate, got {learning_rate}.")
+    if not 0 <= weight_decay < math.inf:
+        raise ConfigError(f"Expected a weight_decay of at least 0, got {weight_decay}.")
     if not 0 < layer_decay <= 1:
         raise ConfigError(f"Expected a layer_decay above 0 and at most 1, got {layer_decay}.")
     trained = _trained(model, mode)
-    plain = _without_decay(model)
     depths = parameter_depths(model)
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(id(parameter) in trained)
         if parameter.requires_grad:
-            groups.setdefault((depths[name], name in plain), []).append(parameter)
+            # One axis: a bias, or the factor or offset of a norm.
+            groups.setdefault((depths[name], parameter.ndim < 2), []).append(parameter)
     return [
         {
             "params": parameters,
@@ -63,7 +67,8 @@ def parameter_depths(model: nn.Module) -> dict[str, int]:
     """Return how many stages lie between each parameter and the head, by its name.
 
     Head 0; decoder levels from the finest down; encoder levels from the deepest up, for that is the
-    way from the answer back to the scan. A network without levels counts its direct children.
+    way from the answer back to the scan. A network without levels counts its direct children from
+    the last one back. What belongs to none of these is as far as the farthest.
     """
     stages = _stages(model)
     last = max(stages.values(), default=0)
@@ -75,45 +80,44 @@ def parameter_depths(model: nn.Module) -> dict[str, int]:
 
 
 def set_train_mode(model: nn.Module, mode: str) -> None:
-    """Put a model in train mode; where the body is frozen its norms keep their statistics."""
-    model.train()
+    """Put a model in train mode; where only the head trains, the norms below keep their statistics.
+
+    Raises:
+        ConfigError: If the mode is unknown, or only the head trains and there is none.
+    """
+    _check_mode(mode)
     if mode != "head":
+        model.train()
         return
-    head: Any = model.head
+    head = head_of(model)
     model.train(False)
     head.train()
+
+
+def _check_mode(mode: str) -> None:
+    if mode not in MODES:
+        raise ConfigError(f"Expected what trains to be {', '.join(MODES)}, got {mode!r}.")
 
 
 def _trained(model: nn.Module, mode: str) -> set[int]:
     if mode == "all":
         return {id(parameter) for parameter in model.parameters()}
-    head: Any = model.head
-    trained = {id(parameter) for parameter in head.parameters()}
+    trained = {id(parameter) for parameter in head_of(model).parameters()}
     if mode == "lora":
+        if not has_lora(model):
+            raise ConfigError("Expected a network with adapters, got none. Call add_lora first.")
         trained |= {id(parameter) for parameter in lora_parameters(model)}
     return trained
 
 
-def _without_decay(model: nn.Module) -> set[str]:
-    names = {name for name, parameter in model.named_parameters() if parameter.ndim < 2}
-    for module_name, module in model.named_modules():
-        if isinstance(module, NORMS):
-            names |= {f"{module_name}.{name}" for name, _ in module.named_parameters()}
-    return names
-
-
 def _stages(model: nn.Module) -> dict[str, int]:
-    encoder, decoder = getattr(model, "encoder", None), getattr(model, "decoder", None)
-    parts = ["head"]
-    if isinstance(decoder, nn.Module) and isinstance(
-        getattr(decoder, "levels", None), nn.ModuleList
-    ):
-        parts += [f"decoder.levels.{k}" for k in reversed(range(len(decoder.levels)))]
-    if isinstance(encoder, nn.Module) and isinstance(
-        getattr(encoder, "levels", None), nn.ModuleList
-    ):
-        parts += [f"encoder.levels.{k}" for k in reversed(range(len(encoder.levels)))]
-    if len(parts) == 1:
-        children = [name for name, _ in model.named_children() if name != "head"]
-        parts += list(reversed(children))
-    return {part: depth for depth, part in enumerate(parts)}
+    """Return the depth of each part, by its name: the one place that orders a network."""
+    parts = []
+    for side in ("decoder", "encoder"):
+        levels = getattr(getattr(model, side, None), "levels", None)
+        if isinstance(levels, nn.ModuleList):
+            # The decoder's levels are stored from the deepest up, the encoder's from the finest.
+            parts += [f"{side}.levels.{k}" for k in reversed(range(len(levels)))]
+    if not parts:
+        parts = [name for name, _ in model.named_children() if name != "head"][::-1]
+    return {part: depth for depth, part in enumerate(["head", *parts])}
