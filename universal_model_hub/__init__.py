@@ -28,6 +28,7 @@ _HOME_OF = {
     "save_pretrained": "loading",
     "embed": "predict",
     "predict": "predict",
+    "probe": "probe",
     "UniversalModelError": "errors",
 }
 
@@ -48,6 +49,7 @@ __all__ = [
     "load_volume",
     "predict",
     "preprocess",
+    "probe",
     "push_to_hub",
     "save_pretrained",
     "save_volume",
@@ -70,6 +72,7 @@ if TYPE_CHECKING:
         VolumeDataset,
         preprocess,
     )
+    from universal_model_hub.probe import probe
     from universal_model_hub.publish import push_to_hub
     from universal_model_hub.volume import Volume, load_volume, save_volume
 
@@ -87,8 +90,9 @@ def __dir__() -> list[str]:
 class _Package(ModuleType):
     """This package: a function of it is not hidden by the module that it lives in.
 
-    ``predict`` and ``preprocess`` are both a function and a module. Importing the module would set
-    it as the package's attribute, and ``universal_model_hub.predict(...)`` would stop working.
+    ``predict``, ``preprocess`` and ``probe`` are both a function and a module. Importing the module
+    would set it as the package's attribute, and ``universal_model_hub.predict(...)`` would stop
+    working.
     """
 
     def __setattr__(self, name: str, value: object) -> None:
