@@ -53,7 +53,7 @@ def build_model(
     elif weights is not None:
         encoder = load_encoder(weights, in_channels=in_channels)
         arguments = encoder.arguments
-    kept = {k: v for k, v in (arguments or {}).items() if k not in HEAD_ARGUMENTS}
+    kept: dict[str, Any] = {k: v for k, v in (arguments or {}).items() if k not in HEAD_ARGUMENTS}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = ARCHITECTURES[architecture](
@@ -81,8 +81,8 @@ def build_classifier(
     Arguments and errors are those of ``build_model``; the encoder alone is transferred.
     """
     loaded = None if weights is None else load_encoder(weights, in_channels=in_channels)
-    given = arguments if loaded is None else loaded.arguments
-    kept = {k: v for k, v in (given or {}).items() if k not in HEAD_ARGUMENTS}
+    given: Mapping[str, Any] | None = arguments if loaded is None else loaded.arguments
+    kept: dict[str, Any] = {k: v for k, v in (given or {}).items() if k not in HEAD_ARGUMENTS}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = Encoder(in_channels, **kept)
