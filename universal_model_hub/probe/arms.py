@@ -125,9 +125,13 @@ def settle_statistics(network: nn.Module, cubes: Sequence[Tensor]) -> None:
 def local_mean(x: Tensor, size: int) -> Tensor:
     """Return the mean of the voxels within a box around each voxel; the box ends at the border."""
     for axis in range(3):
-        kernel, padding = [1, 1, 1], [0, 0, 0]
-        kernel[axis], padding[axis] = size, size // 2
-        x = F.avg_pool3d(x, kernel, stride=1, padding=padding, count_include_pad=False)
+        kernel, padding = [1, 1, 1], [0] * 6
+        kernel[axis] = size
+        padding[4 - 2 * axis] = padding[5 - 2 * axis] = size // 2
+        shape = [1, 1, 1, 1, 1]
+        shape[2 + axis] = x.shape[2 + axis]
+        inside = F.avg_pool3d(F.pad(x.new_ones(shape), padding), kernel, stride=1)
+        x = F.avg_pool3d(F.pad(x, padding), kernel, stride=1) / inside
     return x
 
 

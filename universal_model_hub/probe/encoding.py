@@ -55,7 +55,7 @@ def voxel_features(job: Job, index: np.ndarray) -> dict[str, np.ndarray]:
                 require_finite(kept, tile.read)
                 values[rows] = kept.T.cpu().numpy()
 
-    in_tiles(job, _plan(job), budget, bytes_per_voxel, fill)
+    in_tiles(job, tile_plan(job), budget, bytes_per_voxel, fill)
     return {arm: np.concatenate(part, axis=1) for arm, part in arm_maps(found).items()}
 
 
@@ -84,7 +84,7 @@ def scan_features(job: Job) -> dict[str, np.ndarray]:
                 require_finite(kept, tile.read)
                 total += kept.double().sum(dim=(1, 2, 3)).cpu().numpy()
 
-    in_tiles(job, _plan(job), budget, bytes_per_voxel, fill)
+    in_tiles(job, tile_plan(job), budget, bytes_per_voxel, fill)
     sizes = [math.prod(math.ceil(n / stride) for n in grid.shape[2:]) for stride in strides]
     means = [(total / size).astype(np.float32) for total, size in zip(sums, sizes, strict=True)]
     found = {arm: np.concatenate(part) for arm, part in arm_maps(means).items()}
@@ -112,7 +112,8 @@ def center_cube(job: Job) -> Tensor:
     return grid[:, :, x, y, z].clone()
 
 
-def _plan(job: Job) -> Plan:
+def tile_plan(job: Job) -> Plan:
+    """Return how a scan may be cut: as ``features()`` does it."""
     positions = [np.arange(n, dtype=np.float64) for n in job.model_shape()]
     return window_plan(job, positions) if job.by_window else exact_plan(job, positions)
 

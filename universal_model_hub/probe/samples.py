@@ -21,7 +21,7 @@ Scan = Volume | Path | str
 MOST_SAMPLES = 20_000  # voxels of all scans; more would take long and change little
 LEAST_VOXELS = 5  # of a class and scan, however many there are
 SETTLING_SCANS = 4  # that a random network takes its statistics from
-SAME_GRID_MM = 0.1  # a voxel of the labels may lie so far from that of the scan
+SAME_GRID = 0.1  # voxels that the labels may lie off their scan
 HELD_OUT_PARTS = 4  # of a lone subject's scans one part in so many is held out
 
 
@@ -196,9 +196,9 @@ def require_same_grid(scan: Volume, labels: Volume, where: str) -> None:
             "Resample them onto the scan."
         )
     shift = largest_shift(scan.affine, labels.affine, scan.shape)
-    if shift > SAME_GRID_MM:
+    if shift > SAME_GRID:
         raise GeometryError(
-            f"Expected labels at the scan's place, they lie up to {shift:.3g} mm off in {where}. "
+            f"Expected labels at the scan's place, they lie up to {shift:.3g} voxels off in {where}. "
             "Correct the header, or resample them onto the scan."
         )
 
