@@ -302,3 +302,11 @@ def test_a_network_that_cannot_be_adapted_is_refused_before_any_change(model, me
         add_lora(model)
     assert not has_lora(model)
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_convolutions_inside_the_head_are_left_as_they_are():
+    model = with_head(nn.Conv3d(4, 4, 3))
+    model.head = nn.Sequential(nn.Conv3d(4, 4, 3, groups=2), nn.Conv3d(4, 2, 3))
+    trained = add_lora(model, 1)
+    assert [type(layer) for layer in model.head] == [nn.Conv3d, nn.Conv3d]
+    assert trained == 4 * 27 + 4 + size(model.head.parameters())

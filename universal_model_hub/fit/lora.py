@@ -143,18 +143,17 @@ def _targets(model: nn.Module) -> list[tuple[nn.Module, str, nn.Conv3d]]:
     inside = {id(module) for module in head_of(model).modules()}
     targets = []
     for parent in model.modules():
-        if id(parent) in inside:
-            continue
         for name, child in parent.named_children():
             if not isinstance(child, nn.Conv3d) or max(child.kernel_size) == 1:
+                continue
+            if id(child) in inside:
                 continue
             if child.groups != 1 or child.padding_mode != "zeros":
                 raise ConfigError(
                     f"Expected convolutions of one group that pad with zeros, got {child}. "
                     "Train such a network in full."
                 )
-            if id(child) not in inside:
-                targets.append((parent, name, child))
+            targets.append((parent, name, child))
     if not targets:
         raise ConfigError(
             f"Expected 3D convolutions to adapt below the head, got {type(model).__name__} "
