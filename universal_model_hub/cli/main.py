@@ -16,6 +16,7 @@ from universal_model_hub.cli import (
     messages,
     options,
     preprocess,
+    probe,
     segment,
     verify,
 )
@@ -31,6 +32,7 @@ COMMANDS = {
     "embed": (embed, "turn scans into feature vectors"),
     "segment": (segment, "label scans with a trained segmenter"),
     "preprocess": (preprocess, "write scans as a model sees them"),
+    "probe": (probe, "tell how good a model's frozen features are on your labeled scans"),
 }
 NOT_MEDICAL = "For research only: this is not a medical device."
 BUG = 1  # exit code of an error that is ours

@@ -198,8 +198,8 @@ def require_same_grid(scan: Volume, labels: Volume, where: str) -> None:
     shift = largest_shift(scan.affine, labels.affine, scan.shape)
     if shift > SAME_GRID:
         raise GeometryError(
-            f"Expected labels at the scan's place, they lie up to {shift:.3g} voxels off in {where}. "
-            "Correct the header, or resample them onto the scan."
+            f"Expected labels at the scan's place, they lie up to {shift:.3g} voxels off in "
+            f"{where}. Correct the header, or resample them onto the scan."
         )
 
 
