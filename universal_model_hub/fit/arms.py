@@ -99,6 +99,8 @@ def train_arm(
         return model, result, trained
 
     settings, tried = plan.settings, {}
+    if weights is None:
+        settings = replace(settings, train="all")  # a fresh network has nothing to keep
     if plan.request.tune_rate:
         short = with_steps(settings, max(1, settings.steps // TUNING_SHARE))
         for factor in RATE_FACTORS:

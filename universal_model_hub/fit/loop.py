@@ -174,7 +174,8 @@ class _Run:
         settings, process = self.settings, self.process
         head_only = self.step < settings.head_steps
         set_train_mode(self.model, settings.train)
-        if process.world_size == 1 and settings.train == "all":
+        spared = process.world_size == 1 and settings.train == "all"
+        if spared:
             set_trainable(self.model, head_only=head_only)  # spares the backward pass
         batch = sampler.batch(self.step, process.rank, process.world_size)
         images, targets = (t.to(process.device, non_blocking=True) for t in batch)
@@ -188,7 +189,7 @@ class _Run:
                 f"the last checkpoint is good. Lower the rate ({settings.learning_rate:g})."
             )
         self.scaler.scale(loss).backward()
-        if head_only and process.world_size > 1:
+        if head_only and not spared:
             _drop_gradients_below_head(self.model)
         self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
@@ -293,7 +294,7 @@ def set_trainable(model: nn.Module, *, head_only: bool) -> None:
 
 
 def _drop_gradients_below_head(model: nn.Module) -> None:
-    """Leave gradients to the head alone; DDP needs the same graph in every step."""
+    """Leave gradients to the head alone, where the graph must be the same in every step."""
     head: Any = model.head
     kept = {id(parameter) for parameter in head.parameters()}
     for parameter in model.parameters():

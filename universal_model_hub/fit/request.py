@@ -49,6 +49,17 @@ class Request:
             raise ConfigError(
                 f"Expected a budget of at least 10 seconds, got {self.budget_seconds:g}."
             )
+        train = (self.settings or {}).get("train", "all")
+        if train != "all" and self.weights is None:
+            raise ConfigError(
+                f"Expected weights to start from, for --train {train} leaves most of the network "
+                "as it is: from scratch that is noise. Use --train all."
+            )
+        if train != "all" and self.transfer == "encoder" and self.task != "classification":
+            raise ConfigError(
+                f"Expected --transfer full with --train {train}: a fresh decoder would stay as it "
+                "is. Use --train all, or --transfer full."
+            )
         if self.compare_scratch and self.weights is None:
             raise ConfigError(
                 "Expected weights to compare with training from scratch, got none. Leave one of "

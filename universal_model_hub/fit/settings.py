@@ -69,6 +69,10 @@ class FinetuneSettings:
             raise ConfigError(f"Expected foreground_share in 0 to 1, got {self.foreground_share}.")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"Expected ema_decay from 0 to below 1, got {self.ema_decay}.")
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"Expected layer_decay above 0 to 1, got {self.layer_decay}.")
+        if self.lora_rank is not None and self.lora_rank < 1:
+            raise ConfigError(f"Expected a lora_rank of at least 1, got {self.lora_rank}.")
         if self.learning_rate <= 0:
             raise ConfigError(f"Expected a positive learning_rate, got {self.learning_rate}.")
         if any(side < 8 or side % 8 for side in self.cube):
