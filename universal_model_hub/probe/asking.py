@@ -20,7 +20,8 @@ from universal_model_hub.probe.samples import (
     Examination,
     Samples,
     Scan,
-    hold_out_slab,
+    is_alone,
+    require_two_classes,
     scan_samples,
     voxel_samples,
 )
@@ -93,6 +94,8 @@ def probe(
     cases = _cases(images, labels, targets, subjects, held_out, seed)
     modalities = _modalities(modality, cases)
     whole_scans = targets is not None
+    if whole_scans:
+        require_two_classes([(str(case.target), case.held_out) for case in cases])
     encoding = Encoding(
         model=model,
         network=side_by_side(model, deepest_only=whole_scans and levels == "deepest", seed=seed),
@@ -102,34 +105,16 @@ def probe(
         memory_limit=memory_limit,
         progress=progress,
     )
-    alone = len({case.subject for case in cases}) == 1
     if whole_scans:
         samples = scan_samples(cases, encoding)
     else:
-        rng = np.random.default_rng(seed)
-        samples = voxel_samples(cases, encoding, label_names or {}, points, rng)
-        _check_classes(samples, samples.classes, "the data")
-        samples = hold_out_slab(samples) if alone else samples
-    _check_classes(samples, samples.classes[samples.train], "the training subjects")
-    _check_classes(samples, samples.classes[samples.test], "the held-out subjects")
+        samples = voxel_samples(
+            cases, encoding, label_names or {}, points, np.random.default_rng(seed)
+        )
     rows = low_label_curve(
         samples, percents, seeds, whole_scans=whole_scans, seed=seed, progress=progress
     )
-    name, sha256 = model_identity(model)
-    return ProbeResult(
-        model=name,
-        sha256=sha256,
-        task="classification" if whole_scans else "segmentation",
-        classes=samples.names,
-        train_subjects=len(np.unique(samples.subjects[samples.train])),
-        test_subjects=len(np.unique(samples.subjects[samples.test])),
-        train_samples=len(samples.train),
-        test_samples=len(samples.test),
-        within_subject=alone,
-        seed=seed,
-        rows=tuple(rows),
-        notes=_notes(samples, rows, len(modalities), alone=alone),
-    )
+    return _result(model, samples, rows, cases, seed)
 
 
 def draw_held_out(
@@ -246,18 +231,28 @@ def _checked_shares(shares: Sequence[float]) -> list[float]:
     return sorted({float(share) for share in shares})
 
 
-def _check_classes(samples: Samples, classes: np.ndarray, where: str) -> None:
-    """Refuse a question that has one answer.
-
-    Raises:
-        ConfigError: If there is one class only.
-    """
-    found = [samples.names[number] for number in np.unique(classes)]
-    if len(found) < 2:
-        raise ConfigError(
-            f"Expected at least two classes in {where}, got {', '.join(found) or 'none'}. Bring "
-            "scans of another class, or split them otherwise."
-        )
+def _result(
+    model: nn.Module,
+    samples: Samples,
+    rows: Sequence[ProbeRow],
+    cases: Sequence[Examination],
+    seed: int,
+) -> ProbeResult:
+    name, sha256 = model_identity(model)
+    return ProbeResult(
+        model=name,
+        sha256=sha256,
+        task="segmentation" if cases[0].target is None else "classification",
+        classes=samples.names,
+        train_subjects=len(np.unique(samples.subjects[samples.train])),
+        test_subjects=len(np.unique(samples.subjects[samples.test])),
+        train_samples=len(samples.train),
+        test_samples=len(samples.test),
+        within_subject=is_alone(cases),
+        seed=seed,
+        rows=tuple(rows),
+        notes=_notes(samples, rows, len(cases[0].images), alone=is_alone(cases)),
+    )
 
 
 def _notes(

@@ -18,7 +18,7 @@ from universal_model_hub.volume import Volume, load_volume
 from universal_model_hub.volume.grid import largest_shift
 
 Scan = Volume | Path | str
-MOST_SAMPLES = 20_000  # voxels of all scans; more would take long and change little
+MOST_SAMPLES = 10_000  # voxels of all scans; more would take long and change little
 LEAST_VOXELS = 5  # of a class and scan, however many there are
 SETTLING_SCANS = 4  # that a random network takes its statistics from
 SAME_GRID = 0.1  # voxels that the labels may lie off their scan
@@ -97,15 +97,30 @@ def voxel_samples(
 ) -> Samples:
     """Draw voxels of every class from every scan and encode them.
 
+    Of a lone subject a slab is held out.
+
     Args:
         cases: With label maps.
         encoding: How scans are run.
         label_names: Label value to name, of those that have one.
         points: Voxels of a class and scan at most; fewer if there would be too many in all.
         rng: Draws the voxels.
+
+    Raises:
+        ConfigError: If there are fewer than two classes on a side.
     """
     drawn = [_drawn(case, points, stream) for case, stream in _streams(cases, rng)]
     present = sorted({int(value) for voxels in drawn for value in np.unique(voxels.values)})
+    names = tuple(label_names.get(v, "background" if v == 0 else str(v)) for v in present)
+    name_of = dict(zip(present, names, strict=True))
+    require_two_classes(
+        [
+            (name_of[int(value)], case.held_out)
+            for case, voxels in zip(cases, drawn, strict=True)
+            for value in np.unique(voxels.values)
+        ],
+        by_side=not is_alone(cases),
+    )
     limit = min(points, max(LEAST_VOXELS, MOST_SAMPLES // max(1, len(cases) * len(present))))
     _settle(cases, encoding)
     rows: list[dict[str, np.ndarray]] = []
@@ -119,8 +134,7 @@ def voxel_samples(
             planes.append(kept[-1].index[:, axis])
             rows.append(_joined([voxel_features(job, kept[-1].index) for job in jobs], axis=1))
             bar.update()
-    names = tuple(label_names.get(v, "background" if v == 0 else str(v)) for v in present)
-    return Samples(
+    samples = Samples(
         features={arm: np.concatenate([row[arm] for row in rows]) for arm in ARMS},
         classes=np.searchsorted(present, np.concatenate([v.values for v in kept])),
         subjects=np.repeat(_subject_numbers(cases), [len(v.values) for v in kept]),
@@ -128,6 +142,7 @@ def voxel_samples(
         held_out=np.repeat([case.held_out for case in cases], [len(v.values) for v in kept]),
         names=names,
     )
+    return hold_out_slab(samples) if is_alone(cases) else samples
 
 
 def scan_samples(cases: Sequence[Examination], encoding: Encoding) -> Samples:
@@ -182,6 +197,33 @@ def hold_out_slab(samples: Samples) -> Samples:
             "Bring a second subject."
         )
     return replace(samples, held_out=best[1])
+
+
+def is_alone(cases: Sequence[Examination]) -> bool:
+    """Whether all cases are of one subject."""
+    return len({case.subject for case in cases}) == 1
+
+
+def require_two_classes(found: Sequence[tuple[str, bool]], *, by_side: bool = True) -> None:
+    """Refuse a question that has one answer.
+
+    Args:
+        found: Classes that occur, each with whether it was held out there.
+        by_side: Ask both sides, and not only all of them together.
+
+    Raises:
+        ConfigError: If there is one class only.
+    """
+    sides = {"the data": {name for name, _ in found}}
+    if by_side:
+        sides["the training subjects"] = {name for name, held_out in found if not held_out}
+        sides["the held-out subjects"] = {name for name, held_out in found if held_out}
+    for where, names in sides.items():
+        if len(names) < 2:
+            raise ConfigError(
+                f"Expected at least two classes in {where}, got {', '.join(names) or 'none'}. "
+                "Bring scans of another class, or split them otherwise."
+            )
 
 
 def require_same_grid(scan: Volume, labels: Volume, where: str) -> None:
