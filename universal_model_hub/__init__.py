@@ -26,6 +26,7 @@ _HOME_OF = {
     "load_segmenter": "loading",
     "load_unet": "loading",
     "save_pretrained": "loading",
+    "finetune": "fit.finetuning",
     "embed": "predict",
     "predict": "predict",
     "probe": "probe",
@@ -40,6 +41,7 @@ __all__ = [
     "VolumeDataset",
     "__version__",
     "embed",
+    "finetune",
     "get_weights",
     "list_models",
     "load_classifier",
@@ -58,6 +60,7 @@ __all__ = [
 if TYPE_CHECKING:
     from universal_model_hub.catalog import get_weights, list_models
     from universal_model_hub.errors import UniversalModelError
+    from universal_model_hub.fit.finetuning import finetune
     from universal_model_hub.loading import (
         load_classifier,
         load_encoder,

@@ -12,6 +12,7 @@ from universal_model_hub import __version__
 from universal_model_hub.cli import (
     download,
     embed,
+    finetune,
     info,
     messages,
     options,
@@ -32,6 +33,7 @@ COMMANDS = {
     "embed": (embed, "turn scans into feature vectors"),
     "segment": (segment, "label scans with a trained segmenter"),
     "preprocess": (preprocess, "write scans as a model sees them"),
+    "finetune": (finetune, "train a model on your own labeled scans, and report how good it is"),
     "probe": (probe, "tell how good a model's frozen features are on your labeled scans"),
 }
 NOT_MEDICAL = "For research only: this is not a medical device."

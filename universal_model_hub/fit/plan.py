@@ -151,6 +151,6 @@ def seconds_a_step(
             logits = model(images.contiguous(memory_format=torch.channels_last_3d))
         loss = batch_loss(logits.float(), targets, settings)
         loss.backward()
-        float(loss)  # waits for the device
+        float(loss.detach())  # waits for the device
         times.append(time.perf_counter() - began)
     return float(np.median(times[WARM_STEPS:]))

@@ -3,6 +3,7 @@
 Oriented by its affine, resampled, clipped, scaled to [0, 1]: the settings belong to the weights.
 """
 
+from universal_model_hub.preprocess.channels import preprocess_channels
 from universal_model_hub.preprocess.dataset import PreprocessTransform, VolumeDataset
 from universal_model_hub.preprocess.notices import PreprocessWarning
 from universal_model_hub.preprocess.record import PreprocessRecord, model_shape
@@ -17,4 +18,5 @@ __all__ = [
     "VolumeDataset",
     "model_shape",
     "preprocess",
+    "preprocess_channels",
 ]
