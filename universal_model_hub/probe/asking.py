@@ -55,7 +55,8 @@ def probe(
 
     With ``labels`` the samples are voxels, each described by the maps of all levels there; with
     ``targets`` they are scans, each described by the mean of its map. The same is asked of the
-    network with random weights, and of hand-made features. Nothing of the model is changed.
+    network with random weights, whose batch norm takes its statistics from some of the training
+    scans, and of hand-made features. Nothing of the model is changed.
 
     Args:
         model: An encoder, or a model that has one as ``encoder``; it carries ``preprocessing``.
@@ -259,7 +260,7 @@ def _notes(
     samples: Samples, rows: Sequence[ProbeRow], num_channels: int, *, alone: bool
 ) -> tuple[str, ...]:
     """Return what should be known beside the numbers."""
-    notes = []
+    notes = ["the random network took its normalization statistics from training scans"]
     if alone:
         notes.append(
             "within one subject: neighbors of the voxels asked about were learned from, so that "
