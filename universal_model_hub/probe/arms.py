@@ -1,6 +1,9 @@
 """What is compared: the encoder, the same network with random weights, and hand-made features.
 
-They run side by side in one pass, so that all of them see the same voxels of the same tiles.
+Batch norm carries the intensities of the scans that an encoder was trained on. So there is also the
+encoder with the statistics of the user's scans: what its kernels know, whatever those were.
+
+All arms run side by side in one pass, so that they see the same voxels of the same tiles.
 """
 
 import copy
@@ -14,8 +17,9 @@ from torch.nn import functional as F
 from universal_model_hub.errors import ConfigError
 from universal_model_hub.networks.unet3d import NUM_LEVELS, Encoder
 
-ENCODER, RANDOM, HAND_MADE = "encoder", "random weights", "hand-made"
-ARMS = (ENCODER, RANDOM, HAND_MADE)
+ENCODER, SETTLED = "encoder", "encoder, own statistics"
+RANDOM, HAND_MADE = "random weights", "hand-made"
+ARMS = (ENCODER, SETTLED, RANDOM, HAND_MADE)
 SIZES = (5, 11)  # voxels: sides of the neighborhoods of the hand-made features
 
 
@@ -39,12 +43,13 @@ class SideBySide(nn.Module):
     def __init__(self, encoder: nn.Module, random: nn.Module) -> None:
         super().__init__()
         self.encoder, self.random, self.hand_made = encoder, random, HandMade()
+        self.settled = copy.deepcopy(encoder).cpu()
         self.stride = getattr(encoder, "stride", 1)
         if isinstance(getattr(encoder, "halo", None), int):
             self.halo = max(int(encoder.halo), HandMade.halo)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Return the maps of the encoder, as many of the random one, and one of the hand-made.
+        """Return the maps of each network, the same number each, and one of the hand-made.
 
         Raises:
             ConfigError: If the encoder does not return a list of feature maps.
@@ -56,18 +61,19 @@ class SideBySide(nn.Module):
                 "Expected an encoder that returns a list of feature maps (N, C, X, Y, Z), finest "
                 "first, or a model that has one as .encoder. Load one with load_encoder()."
             )
-        return [*maps, *self.random(x), self.hand_made(x)]
+        return [*maps, *self.settled(x), *self.random(x), self.hand_made(x)]
 
 
 def arm_maps(maps: Sequence[Any]) -> dict[str, Sequence[Any]]:
     """Return which of the maps of ``SideBySide`` belong to which arm."""
-    each = (len(maps) - 1) // 2
-    parts = (maps[:each], maps[each : 2 * each], maps[2 * each :])
-    return dict(zip(ARMS, parts, strict=True))
+    each = (len(maps) - 1) // (len(ARMS) - 1)
+    return {arm: maps[k * each : (k + 1) * each] for k, arm in enumerate(ARMS[:-1])} | {
+        HAND_MADE: maps[-1:]
+    }
 
 
 def side_by_side(model: nn.Module, *, deepest_only: bool, seed: int) -> SideBySide:
-    """Return the arms of a model: its encoder, and the same with random weights.
+    """Return the arms of a model: its encoder, a copy to settle, and one with random weights.
 
     Args:
         model: An encoder, or a model that has one as ``encoder``; left as it is.
@@ -106,8 +112,8 @@ def random_weights(network: nn.Module, seed: int) -> nn.Module:
 def settle_statistics(network: nn.Module, cubes: Sequence[Tensor]) -> None:
     """Set the running statistics of batch norm to the average over cubes (1, 1, X, Y, Z).
 
-    Without them a random network would be worse than the one that training starts from: many of
-    its units would never fire.
+    Without them a random network would be worse than the one that training starts from, for many
+    of its units would never fire; and an encoder is worse on scans unlike those of its training.
     """
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]

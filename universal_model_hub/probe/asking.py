@@ -11,7 +11,7 @@ from torch import nn
 from universal_model_hub.errors import ConfigError
 from universal_model_hub.inference import Precision
 from universal_model_hub.job import check_choice
-from universal_model_hub.probe.arms import side_by_side
+from universal_model_hub.probe.arms import SETTLED, side_by_side
 from universal_model_hub.probe.classifiers import needed
 from universal_model_hub.probe.curve import low_label_curve
 from universal_model_hub.probe.results import ProbeResult, ProbeRow, model_identity
@@ -55,8 +55,8 @@ def probe(
 
     With ``labels`` the samples are voxels, each described by the maps of all levels there; with
     ``targets`` they are scans, each described by the mean of its map. The same is asked of the
-    network with random weights, whose batch norm takes its statistics from some of the training
-    scans, and of hand-made features. Nothing of the model is changed.
+    encoder with batch norm statistics of the training scans in place of its own training's, of
+    random weights with such statistics, and of hand-made features. The model is left as it is.
 
     Args:
         model: An encoder, or a model that has one as ``encoder``; it carries ``preprocessing``.
@@ -260,7 +260,11 @@ def _notes(
     samples: Samples, rows: Sequence[ProbeRow], num_channels: int, *, alone: bool
 ) -> tuple[str, ...]:
     """Return what should be known beside the numbers."""
-    notes = ["the random network took its normalization statistics from training scans"]
+    notes = [
+        f"'{SETTLED}' is the encoder with batch norm statistics of the training scans, as random "
+        "weights have them too; where it is much better, the scans are unlike those that the "
+        "encoder was trained on, and its batch norm should be trained along"
+    ]
     if alone:
         notes.append(
             "within one subject: neighbors of the voxels asked about were learned from, so that "

@@ -7,7 +7,7 @@ from universal_model_hub.probe.classifiers import CLASSIFIERS, needed
 from universal_model_hub.probe.curve import MAJORITY
 from universal_model_hub.probe.results import ProbeResult
 
-COLORS = {ARMS[0]: "#e4572e", ARMS[1]: "#3d85c6", ARMS[2]: "#8a7f2f"}
+COLORS = dict(zip(ARMS, ("#e4572e", "#7b4b94", "#3d85c6", "#8a7f2f"), strict=True))
 INK, DPI = "#333333", 160
 
 

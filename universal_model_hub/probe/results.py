@@ -31,7 +31,7 @@ class ProbeRow:
     num_subjects: int  # whose labels were used
     num_samples: int  # labels that were used, mean over draws
     slab: bool  # less than one subject: a contiguous slab of its scans
-    features: str  # encoder, random weights, hand-made, or majority class
+    features: str  # of ``arms.ARMS``, or majority class
     classifier: str | None  # linear or kNN; of the majority class None
     balanced_accuracy: Spread
     auc: Spread  # one class against the rest, mean over classes

@@ -20,7 +20,7 @@ from universal_model_hub.volume.grid import largest_shift
 Scan = Volume | Path | str
 MOST_SAMPLES = 10_000  # voxels of all scans; more would take long and change little
 LEAST_VOXELS = 5  # of a class and scan, however many there are
-SETTLING_SCANS = 4  # that a random network takes its statistics from
+SETTLING_SCANS = 4  # that networks take the statistics of batch norm from
 SAME_GRID = 0.1  # voxels that the labels may lie off their scan
 HELD_OUT_PARTS = 4  # of a lone subject's scans one part in so many is held out
 
@@ -266,11 +266,12 @@ def _streams(
 
 
 def _settle(cases: Sequence[Examination], encoding: Encoding) -> None:
-    """Give the random network the statistics of some scans that may be learned from."""
+    """Give the copies of the encoder the statistics of some scans that may be learned from."""
     learned = [case for case in cases if not case.held_out] or list(cases)
     some = learned[:: max(1, len(learned) // SETTLING_SCANS)][:SETTLING_SCANS]
     cubes = [center_cube(job) for case in some for job in encoding.jobs(case)]
-    settle_statistics(encoding.network.random, cubes)
+    for network in (encoding.network.settled, encoding.network.random):
+        settle_statistics(network, cubes)
 
 
 def _joined(parts: Sequence[Mapping[str, np.ndarray]], *, axis: int) -> dict[str, np.ndarray]:
