@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from universal_model_hub.errors import ConfigError
 from universal_model_hub.networks.unet3d import NUM_LEVELS, Encoder
 
-ENCODER, SETTLED = "encoder", "encoder, own statistics"
+ENCODER, SETTLED = "encoder", "encoder, new statistics"
 RANDOM, HAND_MADE = "random weights", "hand-made"
 ARMS = (ENCODER, SETTLED, RANDOM, HAND_MADE)
 SIZES = (5, 11)  # voxels: sides of the neighborhoods of the hand-made features
