@@ -96,6 +96,9 @@ def measured_run(arm: str, seed: int, *, restored: float, auc: float, region: fl
     return {
         "arm": arm, "seed": seed, "restoration": rows, "scale_accuracy": 0.95,
         "modality_auc": auc, "region_accuracy": region,
+        "probes": [
+            {"level": level, "modality_auc": auc, "region_accuracy": region} for level in (3, None)
+        ],
     }  # fmt: skip
 
 

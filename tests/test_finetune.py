@@ -137,7 +137,7 @@ def test_bad_data_is_told_all_at_once_and_nothing_is_written(tmp_path, folders, 
 
 def test_a_folder_that_holds_a_model_is_not_overwritten(tmp_path, folders, weights):
     before = weights_of(weights)
-    with pytest.raises(ConfigError, match="holds model.safetensors"):
+    with pytest.raises(ConfigError, match=r"holds model\.safetensors"):
         finetune(weights, **folders, progress=False, **QUICK)
     assert weights_of(weights) == before
 

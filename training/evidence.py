@@ -28,9 +28,8 @@ from training.config import Recipe, load_recipe, recipe_of
 from training.cubes import CubeStore
 from training.evidence_phantoms import load_bodies, make_store, store_cases
 from training.evidence_probes import (
-    modality_auc,
     pooled_features,
-    region_accuracy,
+    probe_rows,
     scale_accuracy,
 )
 from training.evidence_report import report, write_report
@@ -143,7 +142,8 @@ def measure(run: Run, held_out: Path, num_cubes: int) -> dict[str, Any]:
     numbers = np.random.default_rng(0).permutation(len(store))[:num_cubes].tolist()
     bodies = load_bodies(store)
     errors = restoration_errors(model.unet, store, bodies, numbers, recipe.corruption)
-    features = pooled_features(model.unet.encoder, store)
+    probes = probe_rows(pooled_features(model.unet.encoder, store), store)
+    embedding = next(row for row in reversed(probes) if row["level"] is not None)
     result = {
         "key": key,
         "arm": run.arm,
@@ -151,8 +151,9 @@ def measure(run: Run, held_out: Path, num_cubes: int) -> dict[str, Any]:
         "hours": parse_json((run.folder / "summary.json").read_bytes())["hours"],
         "restoration": [dataclasses.asdict(row) for row in errors],
         "scale_accuracy": scale_accuracy(model, store),
-        "modality_auc": modality_auc(features, store),
-        "region_accuracy": region_accuracy(features, store),
+        "modality_auc": embedding["modality_auc"],
+        "region_accuracy": embedding["region_accuracy"],
+        "probes": probes,
     }
     write_json(path, result)
     return result

@@ -1,10 +1,12 @@
 """What frozen features give away: linear probes for modality, region and scale.
 
-A probe is a fresh logistic regression on the mean-pooled maps of all encoder levels. Folds are cut
-by subject, so that both scans of one body are on the same side.
+A probe is a fresh logistic regression on mean-pooled encoder maps: those of the deepest level, which
+are what ``Encoder.embed`` gives, and those of each other level and of all. Folds are cut by subject, so
+that both scans of one body are on the same side.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,13 +25,29 @@ BATCH = 64
 
 
 @torch.inference_mode()
-def pooled_features(encoder: nn.Module, store: CubeStore) -> np.ndarray:
-    """Return the means of all encoder maps over each clean cube, (cubes, channels) float32."""
-    rows = []
+def pooled_features(encoder: nn.Module, store: CubeStore) -> list[np.ndarray]:
+    """Return the means of each level's map over each clean cube, finest first.
+
+    Level k: (cubes, channels of the level) float32.
+    """
+    rows: list[list[torch.Tensor]] = []
     for start in range(0, len(store), BATCH):
         maps = encoder.pyramid(cube_batch(store, start))  # type: ignore[operator]
-        rows.append(torch.cat([m.mean(dim=(2, 3, 4)) for m in maps], dim=1))
-    return torch.cat(rows).numpy()
+        rows.append([m.mean(dim=(2, 3, 4)) for m in maps])
+    return [torch.cat(level).numpy() for level in zip(*rows, strict=True)]
+
+
+def probe_rows(levels: Sequence[np.ndarray], store: CubeStore) -> list[dict[str, Any]]:
+    """Probe each level's features, and those of all levels together (``level`` None)."""
+    parts = [*enumerate(levels), (None, np.concatenate(levels, axis=1))]
+    return [
+        {
+            "level": level,
+            "modality_auc": modality_auc(features, store),
+            "region_accuracy": region_accuracy(features, store),
+        }
+        for level, features in parts
+    ]
 
 
 @torch.inference_mode()
