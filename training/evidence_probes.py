@@ -1,8 +1,8 @@
 """What frozen features give away: linear probes for modality, region and scale.
 
-A probe is a fresh logistic regression on mean-pooled encoder maps: those of the deepest level, which
-are what ``Encoder.embed`` gives, and those of each other level and of all. Folds are cut by subject, so
-that both scans of one body are on the same side.
+A probe is a fresh logistic regression on mean-pooled encoder maps: those of the deepest level,
+which are what ``Encoder.embed`` gives, and those of each other level and of all. Folds are cut by
+subject, so that both scans of one body are on the same side.
 """
 
 from collections.abc import Sequence

@@ -218,8 +218,8 @@ def markdown(result: Mapping[str, Any], picture: str, notes: str) -> str:
         lines.append(f"| {row['corruption']} | {row['modality']} | {row['cubes']} | {cells} |")
     lines += [
         "",
-        "Linear probes on the mean-pooled maps of each level, means over the seeds. The embedding is "
-        "that of level 3; the adversary sees all levels.",
+        "Linear probes on the mean-pooled maps of each level, means over the seeds. The embedding "
+        "is that of level 3; the adversary sees all levels.",
         "",
         "| level | modality AUC | without MIAL | region accuracy | without MIAL |",
         "|---|---:|---:|---:|---:|",
