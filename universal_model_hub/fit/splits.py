@@ -88,12 +88,12 @@ def _drawn(cases: Sequence[Case], subjects: Sequence[str], seed: int, share: flo
 def _stratified(
     cases: Sequence[Case], subjects: Sequence[str], rng: np.random.Generator
 ) -> list[str]:
-    """Return subjects in an order in which every stretch has each class in proportion."""
-    order: list[tuple[float, str]] = []
-    for members in _by_class(cases, subjects).values():
-        shuffled = [str(name) for name in rng.permutation(members)]
-        order += [((n + rng.random()) / len(shuffled), name) for n, name in enumerate(shuffled)]
-    return [name for _, name in sorted(order)]
+    """Return subjects class after class: dealt out in turn, each fold gets its share of each."""
+    return [
+        str(name)
+        for members in _by_class(cases, subjects).values()
+        for name in rng.permutation(members)
+    ]
 
 
 def _by_class(cases: Sequence[Case], subjects: Sequence[str]) -> dict[str, list[str]]:
