@@ -205,9 +205,14 @@ def _input(config: ModelConfig) -> str:
     if config.seen is not None:
         seen = f"\nSeen in training:\n\n```json\n{json.dumps(dict(config.seen), indent=2)}\n```\n"
     channels = config.argument("in_channels")
+    named = "".join(
+        f"\n{number}. {_cell(channel['name'])}: {channel['modality']}"
+        for number, channel in enumerate(config.channels or (), start=1)
+    )
+    told = f"Channels, all on one grid:\n{named}\n\n" if named else ""
     return f"""\
-(N, {channels}, X, Y, Z) in [0, 1], axes in RAS+ order, any size. `umh.preprocess` makes it from a
-scan by these settings, which belong to the weights:
+{told}(N, {channels}, X, Y, Z) in [0, 1], axes in RAS+ order, any size. `umh.preprocess` makes it
+from a scan by these settings, which belong to the weights:
 
 ```json
 {settings}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 MAX_BYTES = 1 << 20
 KINDS = ("unet", "encoder", "segmenter", "classifier")
+CHANNEL_MODALITIES = ("CT", "MR", "auto")
 UPGRADE = "Upgrade: pip install --upgrade universal_model_hub."
 
 
@@ -70,11 +71,13 @@ class ModelConfig:
     metrics: tuple[Mapping[str, Any], ...] = ()
     head_trained: bool = True
     seen: Mapping[str, Any] | None = None  # range of scans that the weights were trained on
+    channels: tuple[Mapping[str, str], ...] | None = None  # of several: name and modality of each
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
         check_arguments(self.kind, self.architecture, self.arguments)
         _check_labels(self)
+        _check_channels(self)
 
     def argument(self, name: str) -> int | str | None:
         """Return an argument of the architecture: as given, or its default."""
@@ -115,6 +118,8 @@ class ModelConfig:
             entries["head_trained"] = False
         if self.seen is not None:
             entries["seen"] = dict(self.seen)
+        if self.channels is not None:
+            entries["channels"] = [dict(channel) for channel in self.channels]
         return entries
 
 
@@ -221,6 +226,15 @@ def _check_labels(config: ModelConfig) -> None:
         )
 
 
+def _check_channels(config: ModelConfig) -> None:
+    expected = int(config.argument("in_channels") or 1)
+    if config.channels is not None and len(config.channels) != expected:
+        raise ConfigError(
+            f"Expected channels to describe the {expected} inputs of this {config.kind}, got "
+            f"{len(config.channels)}."
+        )
+
+
 def _typed(value: Any, wanted: type, what: str) -> Any:
     # bool is an int to isinstance, but never a number in a config.
     if type(value) is not wanted:
@@ -271,6 +285,23 @@ def _metrics(value: Any) -> tuple[dict[str, Any], ...]:
     return tuple(_typed(metric, dict, "a metric") for metric in _typed(value, list, "metrics"))
 
 
+def _channels(value: Any) -> tuple[dict[str, str], ...]:
+    found = []
+    for number, channel in enumerate(_typed(value, list, "channels")):
+        if sorted(_typed(channel, dict, f"channel {number}")) != ["modality", "name"]:
+            raise ConfigError(
+                f"Expected name and modality of channel {number}, got {channel!r:.60}."
+            )
+        if channel["modality"] not in CHANNEL_MODALITIES:
+            raise ConfigError(
+                f"Expected the modality of channel {number} to be one of "
+                f"{', '.join(CHANNEL_MODALITIES)}, got {channel['modality']!r:.40}."
+            )
+        name = _short_string(channel["name"], f"the name of channel {number}")
+        found.append({"name": name, "modality": channel["modality"]})
+    return tuple(found)
+
+
 _CHECKS: dict[str, Any] = {
     "name": _name,
     "kind": lambda value: _short_string(value, "kind"),
@@ -283,4 +314,5 @@ _CHECKS: dict[str, Any] = {
     "metrics": _metrics,
     "head_trained": lambda value: _typed(value, bool, "head_trained"),
     "seen": lambda value: None if value is None else _typed(value, dict, "seen"),
+    "channels": lambda value: None if value is None else _channels(value),
 }

@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,11 +12,10 @@ from torch import Tensor, nn
 from universal_model_hub.canvas import block_of
 from universal_model_hub.errors import ConfigError
 from universal_model_hub.inference import Precision, cells, require_finite
-from universal_model_hub.job import CUBE, exact_plan, in_tiles, make_job, window_plan
+from universal_model_hub.job import CUBE, Scan, exact_plan, in_tiles, make_job, window_plan
 from universal_model_hub.networks.unet3d import NUM_LEVELS, Encoder
 from universal_model_hub.preprocess import PreprocessRecord
 from universal_model_hub.tiles import Tile
-from universal_model_hub.volume import Volume
 
 DEEPEST = -1
 
@@ -31,9 +29,9 @@ class FeatureMap(NamedTuple):
 
 def embed(
     model: nn.Module,
-    volume: Volume | Path | str,
+    volume: Scan | Sequence[Scan],
     *,
-    modality: str = "auto",
+    modality: str | Sequence[str] = "auto",
     memory_limit: int | None = None,
     device: str | torch.device | None = None,
     precision: Precision = "float32",
@@ -47,7 +45,7 @@ def embed(
 
     Args:
         model: An encoder, or a model that has one as ``encoder``; it carries ``preprocessing``.
-        volume: A scan, or the path of one.
+        volume: A scan or the path of one; for a model with several channels one for each.
         modality: ``"CT"``, ``"MR"`` or ``"auto"``, see ``preprocess``.
         memory_limit: Bytes the run may take on its device; ``None`` for half of what is free.
         device: Where to run; ``None`` for where the model is.
@@ -79,10 +77,10 @@ def embed(
 
 def features(
     model: nn.Module,
-    volume: Volume | Path | str,
+    volume: Scan | Sequence[Scan],
     level: int = DEEPEST,
     *,
-    modality: str = "auto",
+    modality: str | Sequence[str] = "auto",
     memory_limit: int | None = None,
     device: str | torch.device | None = None,
     precision: Precision = "float32",
@@ -93,7 +91,7 @@ def features(
 
     Args:
         model: See ``embed``, as for all that follows but ``level``.
-        volume: A scan, or the path of one.
+        volume: A scan or the path of one; for a model with several channels one for each.
         level: Depth in the encoder; 0 is the model grid, -1 the deepest.
         modality: ``"CT"``, ``"MR"`` or ``"auto"``.
         memory_limit: Bytes the run may take on its device.
@@ -123,7 +121,7 @@ def features(
 
 
 def _encoded(
-    model: nn.Module, volume: Volume | Path | str, level: int, **options: Any
+    model: nn.Module, volume: Scan | Sequence[Scan], level: int, **options: Any
 ) -> tuple[np.ndarray, int, PreprocessRecord]:
     """Return one feature map of a whole scan, its stride, and the record of preprocessing."""
     encoder, index = _encoder(model, level)

@@ -34,17 +34,17 @@ class Runner:
         with torch.inference_mode(), self._arithmetic():
             return self.network(cubes.to(self.device))
 
-    def probe(self, stride: int) -> tuple[Any, int, float]:
-        """Run one small cube of zeros.
+    def probe(self, stride: int, channels: int = 1) -> tuple[Any, int, float]:
+        """Run one small cube of zeros with so many channels.
 
         Returns:
             The output, the cube's side, and activation bytes per voxel.
 
         Raises:
-            ConfigError: If the network cannot take a batch of one-channel cubes.
+            ConfigError: If the network cannot take a batch of such cubes.
         """
         side = max(2 * stride, math.ceil(MIN_PROBE_SIDE / stride) * stride)
-        cube = torch.zeros(1, 1, side, side, side, device=self.device)
+        cube = torch.zeros(1, channels, side, side, side, device=self.device)
         try:
             output, bytes_per_voxel = activation_bytes(self, cube)
         except torch.OutOfMemoryError:
@@ -53,7 +53,8 @@ class Runner:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ConfigError(
                 f"Expected a network that takes cubes of shape {tuple(cube.shape)} (N, C, X, Y, "
-                f"Z), but it failed: {reason}. Load it with in_channels=1."
+                f"Z), but it failed: {reason}. Pass a scan for each of its channels, or load it "
+                f"with in_channels={channels}."
             ) from error
         return output, side, bytes_per_voxel
 

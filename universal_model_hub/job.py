@@ -22,7 +22,12 @@ from universal_model_hub.inference import (
     run_exact,
 )
 from universal_model_hub.memory import Budget, memory_budget
-from universal_model_hub.preprocess import Preprocessing, PreprocessRecord, model_shape, preprocess
+from universal_model_hub.preprocess import (
+    Preprocessing,
+    PreprocessRecord,
+    model_shape,
+    preprocess_channels,
+)
 from universal_model_hub.preprocess.steps import preprocessing_of
 from universal_model_hub.tiles import (
     Context,
@@ -36,7 +41,8 @@ from universal_model_hub.tiles import (
 from universal_model_hub.volume import Volume, load_volume
 
 CUBE = (64, 64, 32)  # voxels of a window. Source: Zhang et al., Sec. IV-B, the cubes of training
-# A voxel of the model grid is held once as float32, and once more while it is scaled.
+Scan = Volume | Path | str
+# A voxel of a channel on the model grid is held as float32, and once more while it is scaled.
 PREPROCESS_BYTES = 8
 
 
@@ -51,12 +57,17 @@ class Job:
     model: nn.Module  # the caller's own
     preprocessing: Preprocessing
     runner: Runner
-    scan: Volume
-    modality: str
+    scans: tuple[Volume, ...]  # one a channel, on one grid
+    modality: str | Sequence[str]
     memory_limit: int | None
     tile_batch: int
     progress: bool
     by_window: bool  # outputs depend on the statistics of the cube that runs
+
+    @property
+    def scan(self) -> Volume:
+        """The scan on whose own grid the answer lies: the first channel."""
+        return self.scans[0]
 
     @property
     def stride(self) -> int:
@@ -66,15 +77,15 @@ class Job:
 
     def probe(self) -> tuple[Any, int, float]:
         """Run one small cube; return the output, the cube's side, and bytes per voxel."""
-        return self.runner.probe(self.stride)
+        return self.runner.probe(self.stride, len(self.scans))
 
     def model_shape(self) -> tuple[int, int, int]:
         """Return the (X, Y, Z) that the network will see, before anything is resampled."""
         return model_shape(self.scan, self.preprocessing)
 
     def model_grid(self) -> tuple[Tensor, PreprocessRecord]:
-        """Return the scan as the network reads it, (1, 1, X, Y, Z), and the way back."""
-        return preprocess(self.scan, self.model, self.modality)
+        """Return the scans as the network reads them, (1, C, X, Y, Z), and the way back."""
+        return preprocess_channels(self.scans, self.model, self.modality)
 
     def least_voxels(self, window: Sequence[int] | None = None) -> int:
         """Return how many voxels the network must see at once at the least."""
@@ -97,7 +108,7 @@ class Job:
         Raises:
             TooLargeError: If the limit is below the least that is needed.
         """
-        on_host = answer + PREPROCESS_BYTES * math.prod(self.model_shape())
+        on_host = answer + PREPROCESS_BYTES * len(self.scans) * math.prod(self.model_shape())
         budget = memory_budget(
             self.memory_limit, self.runner.device, on_host=on_host, on_device=beside
         )
@@ -122,9 +133,9 @@ class Plan:
 def make_job(
     model: nn.Module,
     network: nn.Module,
-    volume: Volume | Path | str,
+    volume: Scan | Sequence[Scan],
     *,
-    modality: str,
+    modality: str | Sequence[str],
     device: str | torch.device | None,
     precision: Precision,
     memory_limit: int | None,
@@ -136,8 +147,8 @@ def make_job(
     Args:
         model: Carries the preprocessing.
         network: The part of it that runs.
-        volume: A scan, or the path of one.
-        modality: See ``preprocess``.
+        volume: A scan or the path of one; of a model with several channels one for each.
+        modality: See ``preprocess_channels``; "auto" takes what the model says of its channels.
         device: ``None`` for where the network is.
         precision: ``"float32"`` or ``"bfloat16"``.
         memory_limit: Bytes, or ``None`` for half of what is free.
@@ -148,6 +159,8 @@ def make_job(
         ConfigError: If an option cannot be used, or the model has no preprocessing.
     """
     preprocessing = preprocessing_of(model)
+    scans = [volume] if isinstance(volume, Volume | Path | str) else list(volume)
+    _check_channels(model, len(scans))
     if isinstance(tile_batch, bool) or not isinstance(tile_batch, int) or tile_batch < 1:
         raise ConfigError(f"Expected tile_batch to be an integer from 1, got {tile_batch!r}.")
     check_choice("precision", precision, ("float32", "bfloat16"))
@@ -170,8 +183,8 @@ def make_job(
         model=model,
         preprocessing=preprocessing,
         runner=Runner(prepare(network, where), where, precision),
-        scan=volume if isinstance(volume, Volume) else load_volume(volume),
-        modality=modality,
+        scans=_loaded(scans),
+        modality=_modality(model, modality),
         memory_limit=memory_limit,
         tile_batch=1 if by_window else tile_batch,
         progress=progress,
@@ -268,6 +281,33 @@ def in_tiles(
         )
         limit = int(budget.fixed + used / 2 * per_voxel)
         budget = replace(budget, limit=limit, source=f"what {job.runner.device} had left")
+
+
+def _loaded(scans: Sequence[Scan]) -> tuple[Volume, ...]:
+    return tuple(s if isinstance(s, Volume) else load_volume(s) for s in scans)
+
+
+def _check_channels(model: nn.Module, given: int) -> None:
+    """Refuse another number of scans than the model has channels, where it says how many.
+
+    Raises:
+        ConfigError: Naming the channels.
+    """
+    wanted = getattr(getattr(model, "encoder", model), "in_channels", given)
+    if wanted != given:
+        named = getattr(getattr(model, "config", None), "channels", None) or ()
+        names = f" ({', '.join(channel['name'] for channel in named)})" if named else ""
+        raise ConfigError(
+            f"Expected a scan for each of the model's {wanted} channels{names}, got {given}. Pass "
+            "them in that order, or load the model with in_channels=1."
+        )
+
+
+def _modality(model: nn.Module, modality: str | Sequence[str]) -> str | Sequence[str]:
+    named = getattr(getattr(model, "config", None), "channels", None)
+    if modality == "auto" and named:
+        return [channel["modality"] for channel in named]
+    return modality
 
 
 def _device_of(network: nn.Module) -> torch.device:

@@ -291,11 +291,13 @@ def _wanted(
     changes = {"in_channels": in_channels, "normalization": normalization, **(head or {})}
     arguments.update({name: value for name, value in changes.items() if value is not None})
     same_answer = kind == saved.kind and not new_head
+    same_input = in_channels in (None, had)
     return replace(
         saved,
         kind=kind,
         arguments=arguments,
         labels=saved.labels if same_answer else None,
+        channels=saved.channels if same_input else None,
         metrics=saved.metrics if same_answer else (),
         sha256=None,  # of a file; the module's own state has none until it is saved
     )

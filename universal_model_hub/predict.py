@@ -6,7 +6,6 @@ led back to the scan's own voxels. Memory is estimated before the run.
 
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -21,6 +20,7 @@ from universal_model_hub.job import (
     CUBE,
     Job,
     PredictWarning,
+    Scan,
     check_choice,
     exact_plan,
     in_tiles,
@@ -40,10 +40,10 @@ CHUNKS_HELD = 5  # interpolated along X, Y, Z, one tap on the way, and decided
 @overload
 def predict(
     model: nn.Module,
-    volume: Volume | Path | str,
+    volume: Scan | Sequence[Scan],
     *,
     output: Literal["labels"] = ...,
-    modality: str = ...,
+    modality: str | Sequence[str] = ...,
     tiling: Literal["exact", "gaussian"] = ...,
     window: Sequence[int] = ...,
     memory_limit: int | None = ...,
@@ -57,10 +57,10 @@ def predict(
 @overload
 def predict(
     model: nn.Module,
-    volume: Volume | Path | str,
+    volume: Scan | Sequence[Scan],
     *,
     output: Literal["probabilities"],
-    modality: str = ...,
+    modality: str | Sequence[str] = ...,
     tiling: Literal["exact", "gaussian"] = ...,
     window: Sequence[int] = ...,
     memory_limit: int | None = ...,
@@ -73,10 +73,10 @@ def predict(
 
 def predict(
     model: nn.Module,
-    volume: Volume | Path | str,
+    volume: Scan | Sequence[Scan],
     *,
     output: Literal["labels", "probabilities"] = "labels",
-    modality: str = "auto",
+    modality: str | Sequence[str] = "auto",
     tiling: Literal["exact", "gaussian"] = "exact",
     window: Sequence[int] = CUBE,
     memory_limit: int | None = None,
@@ -87,15 +87,16 @@ def predict(
 ) -> Volume | dict[int, Volume]:
     """Segment a whole scan of any size, on the scan's own grid.
 
-    The model is any module that maps (N, 1, X, Y, Z) to logits (N, K, X, Y, Z) and has a
+    The model is any module that maps (N, C, X, Y, Z) to logits (N, K, X, Y, Z) and has a
     ``preprocessing``. Its ``stride`` (else 1) and ``halo``, the voxels of context that exact tiles
     need, are used if it has them. It is left as it is: a copy in eval mode runs.
 
     Args:
         model: With K logits, class k is label k; with one logit, label 1 where it is above 0.
-        volume: A scan, or the path of one.
+        volume: A scan or the path of one; for a model with several channels a sequence of them, in
+            the model's order and on one grid.
         output: ``"labels"``, or ``"probabilities"`` for softmax (one logit: sigmoid) maps.
-        modality: ``"CT"``, ``"MR"`` or ``"auto"``, see ``preprocess``.
+        modality: ``"CT"``, ``"MR"`` or ``"auto"``, see ``preprocess``; or one a channel.
         tiling: ``"exact"`` gives what one pass over the whole scan would give, within rounding.
             ``"gaussian"`` averages windows that overlap by half; each sees zeros beyond its faces.
         window: (x, y, z) of a Gaussian window, in voxels of the model grid.

@@ -40,6 +40,7 @@ def save_pretrained(
     metrics: Sequence[Mapping[str, Any]] | None = None,
     preprocessing: "Preprocessing | None" = None,
     seen: Mapping[str, Any] | None = None,
+    channels: Sequence[Mapping[str, str]] | None = None,
     head_trained: bool | None = None,
     dtype: Literal["float32", "float16"] = "float32",
     force: bool = False,
@@ -59,6 +60,7 @@ def save_pretrained(
         metrics: Measured results.
         preprocessing: What the network needs of a scan.
         seen: Range of scans that the weights were trained on.
+        channels: Of a network with several: ``name`` and ``modality`` of each, in order.
         head_trained: Whether the head may be used for predictions; ``model.head_trained`` by
             default, true for a module that was not loaded by this package.
         dtype: How kernels are stored; ``float16`` halves the file and rounds them. Biases and batch
@@ -86,6 +88,7 @@ def save_pretrained(
         "metrics": None if metrics is None else tuple(metrics),
         "preprocessing": preprocessing,
         "seen": seen,
+        "channels": None if channels is None else tuple(channels),
         "head_trained": head_trained,
     }
     safe_name(changes["name"], "the name of the model")
@@ -148,6 +151,7 @@ def _config_of(model: nn.Module) -> ModelConfig:
             head_trained=head_trained,
         )
     outputs = {"out_channels", "num_classes"} & arguments.keys()
+    same_input = config.argument("in_channels") == arguments.get("in_channels", 1)
     same_head = all(config.argument(name) == arguments[name] for name in outputs)
     return replace(
         config,
@@ -155,6 +159,7 @@ def _config_of(model: nn.Module) -> ModelConfig:
         architecture=architecture,
         arguments=arguments,
         labels=config.labels if same_head else None,
+        channels=config.channels if same_input else None,
         head_trained=head_trained,
     )
 

@@ -55,7 +55,8 @@ def add_scans(parser: argparse.ArgumentParser, *, output: str, model: str) -> No
         type=Path,
         metavar="INPUT",
         help="a scan (.nii, .nii.gz, .hdr/.img, .nrrd, .mha, .mhd), a folder with one DICOM "
-        "series, or a folder of scans or of such folders",
+        "series, or a folder of scans or of such folders; of a model with several channels one "
+        "file each, in order, or files NAME_0000, NAME_0001, ... in a folder",
     )
     parser.add_argument(
         "-o",
@@ -79,6 +80,26 @@ def add_scans(parser: argparse.ArgumentParser, *, output: str, model: str) -> No
         help="what the scans are; auto finds out by their range (default)",
     )
     parser.add_argument("--force", action="store_true", help="replace outputs that exist")
+
+
+def num_channels(args: argparse.Namespace) -> int:
+    """Return how many scans one examination has for the model, 1 where it cannot matter.
+
+    The model is asked only where files are numbered as channels, or several shall become one.
+    """
+    from universal_model_hub.cli.planning import CHANNEL, stem_of
+
+    files = [
+        path for given in args.inputs for path in (given.iterdir() if given.is_dir() else [given])
+    ]
+    to_one_file = len(args.inputs) > 1 and args.output.suffix != "" and not args.output.is_dir()
+    if args.model is None or not (to_one_file or any(CHANNEL.match(stem_of(p)) for p in files)):
+        return 1
+    from universal_model_hub.config import read_config
+    from universal_model_hub.hub import resolve_model
+
+    config = read_config(resolve_model(args.model, **hub_options(args)).config)
+    return int(config.argument("in_channels") or 1)
 
 
 def add_network(parser: argparse.ArgumentParser) -> None:

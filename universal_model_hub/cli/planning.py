@@ -13,6 +13,7 @@ even if it holds only one, are written into a folder under their own names.
 """
 
 import os
+import re
 import shutil
 import unicodedata
 from collections.abc import Sequence
@@ -23,15 +24,22 @@ from universal_model_hub.errors import ConfigError
 from universal_model_hub.files import check_output
 
 SCAN_SUFFIXES = (".nii.gz", ".nii", ".hdr", ".img", ".nrrd", ".nhdr", ".mha", ".mhd")
+CHANNEL = re.compile(r"^(.+)_\d{4}$")  # nnU-Net's way of naming channels
 LEAST_SPACE = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
 class Job:
-    """One scan, and the file that is made from it."""
+    """One scan, or the channels of one examination, and the file that is made from it."""
 
     source: Path
     output: Path
+    others: tuple[Path, ...] = ()  # further channels; source is the first
+
+    @property
+    def scans(self) -> tuple[Path, ...]:
+        """Every channel, in order."""
+        return (self.source, *self.others)
 
 
 @dataclass(frozen=True)
@@ -44,15 +52,24 @@ class Plan:
 
 
 def make_plan(
-    inputs: Sequence[Path], output: Path, *, suffixes: tuple[str, ...], force: bool
+    inputs: Sequence[Path],
+    output: Path,
+    *,
+    suffixes: tuple[str, ...],
+    force: bool,
+    channels: int = 1,
 ) -> Plan:
     """Decide what is made from what.
+
+    For a model of several channels, as many files and an output file are one examination in that
+    order; else files ``NAME_0000``, ``NAME_0001``, ... are the channels of ``NAME``.
 
     Args:
         inputs: As given on the command line.
         output: A file for one scan, else a folder.
         suffixes: What an output file may be named; the last one is used in a folder.
         force: Make again what exists.
+        channels: Scans of one examination.
 
     Raises:
         ConfigError: If an input is missing, two scans would be written to one file, or the output
@@ -60,6 +77,12 @@ def make_plan(
     """
     found = [scans_of(path) for path in inputs]
     scans = list(dict.fromkeys(scan for some, _ in found for scan in some))
+    if channels > 1 and output.name.lower().endswith(suffixes) and len(scans) == channels:
+        _plan_file(scans[0], output, suffixes, force=force)
+        check_output(output, scans, force=force)
+        return Plan((Job(scans[0], output, tuple(scans[1:])),), (), None)
+    if channels > 1:
+        return _plan_folder(scans, inputs, output, suffixes, force=force, channels=channels)
     if len(inputs) == 1 and found[0][1]:
         return _plan_file(scans[0], output, suffixes, force=force)
     return _plan_folder(scans, inputs, output, suffixes, force=force)
@@ -121,6 +144,7 @@ def _plan_folder(
     suffixes: tuple[str, ...],
     *,
     force: bool,
+    channels: int = 1,
 ) -> Plan:
     if not output.is_dir():
         if output.exists() or output.name.lower().endswith(suffixes):
@@ -131,7 +155,10 @@ def _plan_folder(
         # Also refuses a parent folder that is missing or not writable.
         check_output(output, [], force=force)
     _check_apart(output, [path for path in inputs if path.is_dir()])
-    jobs = [Job(scan, output / (stem_of(scan) + suffixes[-1])) for scan in scans]
+    jobs = [
+        Job(first, output / (name + suffixes[-1]), tuple(others))
+        for name, (first, *others) in _examinations(scans, channels)
+    ]
     _check_distinct(jobs)
     for job in jobs:
         if output.is_dir():
@@ -140,6 +167,17 @@ def _plan_folder(
     left = [job for job in jobs if job not in done]
     _check_space(output if output.is_dir() else output.parent, [job.source for job in left])
     return Plan(tuple(left), tuple(done), output)
+
+
+def _examinations(scans: list[Path], channels: int) -> list[tuple[str, list[Path]]]:
+    """Return name and scans of each examination, channels in order."""
+    if channels == 1:
+        return [(stem_of(scan), [scan]) for scan in scans]
+    groups: dict[str, list[Path]] = {}
+    for scan in sorted(scans, key=stem_of):
+        match = CHANNEL.match(stem_of(scan))
+        groups.setdefault(match[1] if match else stem_of(scan), []).append(scan)
+    return list(groups.items())
 
 
 def _check_distinct(jobs: list[Job]) -> None:

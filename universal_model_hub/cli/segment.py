@@ -26,11 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Label every scan; check inputs, outputs, device and model before the first is read."""
-    plan = make_plan(args.inputs, args.output, suffixes=(".nii", ".nii.gz"), force=args.force)
+    suffixes = (".nii", ".nii.gz")
+    channels = options.num_channels(args)
+    plan = make_plan(
+        args.inputs, args.output, suffixes=suffixes, force=args.force, channels=channels
+    )
     if not plan.jobs:
         return finish(plan, run_plan(plan, args, lambda job: {}), args)
     from universal_model_hub.predict import predict
-    from universal_model_hub.volume import load_volume, save_volume
+    from universal_model_hub.volume import save_volume
 
     model = load_model(args)
     names = cast("ModelConfig", model.config).labels or {}
@@ -38,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     def work(job: Job) -> Mapping[str, Any]:
         labels = predict(
             model,
-            load_volume(job.source),
+            job.scans,
             modality=args.modality,
             memory_limit=args.memory_limit,
             device=args.device,
@@ -64,7 +68,7 @@ def load_model(args: argparse.Namespace) -> "UNet3D":
 
     torch_device(args.device)
     name = args.model or default_segmenter()
-    model = load_segmenter(name, device=args.device, **options.hub_options(args))
+    model = load_segmenter(name, in_channels=None, device=args.device, **options.hub_options(args))
     if not model.head_trained:
         raise WeightsError(
             f"Expected a segmenter with a trained head, that of {name} is untrained. Train it "

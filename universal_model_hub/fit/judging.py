@@ -99,7 +99,7 @@ def _judge(plan: Plan, model: Any, case: Case, predicted: Path | None) -> dict[s
         with torch.inference_mode():
             logits = model(image.to(next(model.parameters()).device))[0]
         return {"probabilities": logits.double().softmax(dim=0).tolist()}
-    answer = predict(model, scans[0], modality=plan.data.modalities[0])
+    answer = predict(model, scans, modality=plan.data.modalities)
     save_volume(answer, predicted, force=True)
     truth = truth_of(plan, case)
     scores = segmentation_scores(

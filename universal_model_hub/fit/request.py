@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from universal_model_hub.catalog import list_models
@@ -197,12 +198,9 @@ def draft_plan(
     shape = report.median_shape
     if data.task == "classification" and request.spacing is None:
         spacing = classification_spacing(shape, preprocessing.spacing or report.median_spacing_mm)
-        shape = tuple(
-            max(1, round(n * old / new))
-            for n, old, new in zip(
-                shape, preprocessing.spacing or report.median_spacing_mm, spacing, strict=True
-            )
-        )
+        factors = np.array(preprocessing.spacing or report.median_spacing_mm) / spacing
+        x, y, z = (max(1, round(float(side))) for side in shape * factors)
+        shape = (x, y, z)
         preprocessing = replace(preprocessing, spacing=spacing)
     numbers, classes = _classes(data, report)
     voxels = [report.label_voxels.get(0, 0), *(report.label_voxels[v] for v in numbers)]

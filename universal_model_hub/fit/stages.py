@@ -84,6 +84,7 @@ def train_and_save(
                 name="unfinished",
                 labels=plan.classes,
                 preprocessing=plan.preprocessing,
+                channels=channels_of(plan),
                 head_trained=True,
                 force=True,
             )

@@ -3,10 +3,9 @@
 import csv
 import io
 from pathlib import Path
-from typing import cast
 
 from universal_model_hub.errors import ConfigError
-from universal_model_hub.fit.cases import SPLITS, Case, CaseSet, Finding, Split, Task
+from universal_model_hub.fit.cases import SPLITS, Case, CaseSet, Finding, Task
 from universal_model_hub.fit.layouts.names import case_name, subject_of
 
 SPLIT_WORDS = {"val": "validation", "valid": "validation", "dev": "validation", "training": "train"}
@@ -92,7 +91,7 @@ def _case(row: dict[str, str], path: Path, channels: list[str], wanted: str) -> 
     identity = row.get("id") or case_name(images[0])
     word = row.get("split", "").lower()
     split = SPLIT_WORDS.get(word, word) or None
-    if split is not None and split not in SPLITS:
+    if split not in (None, *SPLITS):
         raise ConfigError(f"Expected a split of {', '.join(SPLITS)}, got {word!r:.40}.")
     return Case(
         id=identity,
@@ -100,5 +99,5 @@ def _case(row: dict[str, str], path: Path, channels: list[str], wanted: str) -> 
         images=images,
         labels=path.parent / row["label"] if wanted == "label" else None,
         target=row["class"] if wanted == "class" else None,
-        split=cast("Split | None", split),
+        split=split,
     )
