@@ -18,7 +18,7 @@ LAYERS = [
     ["config", "tensors", "catalog", "hub", "card"],
     ["source", "assemble", "saving", "loading", "publish"],
     ["tiles", "canvas", "memory", "inference", "windows", "job", "features"],
-    ["predict", "probe", "convert", "export", "picture"],
+    ["predict", "viewer", "probe", "convert", "export", "picture"],
     ["fit"],
     ["cli"],
 ]

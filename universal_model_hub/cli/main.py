@@ -20,6 +20,7 @@ from universal_model_hub.cli import (
     probe,
     segment,
     verify,
+    view,
 )
 from universal_model_hub.cli import list as list_command
 from universal_model_hub.cli.stopping import Stop, stoppable
@@ -33,6 +34,7 @@ COMMANDS = {
     "embed": (embed, "turn scans into feature vectors"),
     "segment": (segment, "label scans with a trained segmenter"),
     "preprocess": (preprocess, "write scans as a model sees them"),
+    "view": (view, "show a scan with labels and features in a page on this machine"),
     "finetune": (finetune, "train a model on your own labeled scans, and report how good it is"),
     "probe": (probe, "tell how good a model's frozen features are on your labeled scans"),
 }
