@@ -4,13 +4,14 @@ What is wrong with single files or rows becomes a ``Finding``, so that all is to
 set that cannot be read at all raises.
 """
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from universal_model_hub.errors import ConfigError
-from universal_model_hub.fit.cases import CaseSet, Finding, Task
+from universal_model_hub.fit.cases import Case, CaseSet, Finding, Task
 from universal_model_hub.fit.layouts.bids import is_bids, read_bids
 from universal_model_hub.fit.layouts.decathlon import is_nnunet, read_msd, read_nnunet
 from universal_model_hub.fit.layouts.folders import read_class_folders, read_folder_pair
@@ -18,6 +19,7 @@ from universal_model_hub.fit.layouts.table import read_table
 
 TABLES = (".csv", ".tsv", ".txt")
 MODALITIES = ("CT", "MR", "auto")
+LISTED = 20  # findings in one message
 
 
 def read_cases(
@@ -46,16 +48,17 @@ def read_cases(
         if path is not None and not path.exists():
             raise ConfigError(f"Expected data at {path}, got no such file or folder.")
     found = _read(images, labels, data, task)
-    if not found.cases and not found.findings:
-        raise ConfigError(f"Expected cases in {found.source}, got none.")
+    if not found.cases:
+        told = [f" {finding.where}: {finding.text}" for finding in found.findings[:LISTED]]
+        more = len(found.findings) - LISTED
+        told += [f" And {more} more."] if more > 0 else []
+        raise ConfigError(f"Expected cases in {found.source}, got none.{''.join(told)}")
     known = dict(found.classes or {}) | dict(label_names or {})
-    modalities = _modalities(found, modality)
-    repeated = _repeated(found)
     return replace(
         found,
-        modalities=modalities,
+        modalities=_modalities(found, modality),
         classes=known or None,
-        findings=(*found.findings, *repeated),
+        findings=(*found.findings, *_missing(found), *_repeated(found), *_odd_channels(found)),
     )
 
 
@@ -80,6 +83,11 @@ def _read(
     else:
         described = data / "dataset.json"
     if data.is_dir() and described.is_file():
+        if task == "classification":
+            raise ConfigError(
+                f"Expected segmentation for {described}, got classification. Write a CSV with the "
+                "columns image and class."
+            )
         return read_nnunet(described) if is_nnunet(described) else read_msd(described)
     if data.is_dir() and is_bids(data):
         return read_bids(data, task)
@@ -90,8 +98,7 @@ def _read(
 
 
 def _modalities(found: CaseSet, modality: str | Sequence[str]) -> tuple[str, ...]:
-    channels = Counter(len(case.images) for case in found.cases)
-    number = channels.most_common(1)[0][0] if channels else max(1, found.num_channels)
+    number = Counter(len(case.images) for case in found.cases).most_common(1)[0][0]
     if not isinstance(modality, str):
         given = tuple(modality)
     elif modality == "auto" and len(found.modalities) == number:
@@ -109,22 +116,48 @@ def _modalities(found: CaseSet, modality: str | Sequence[str]) -> tuple[str, ...
     return given
 
 
+def _missing(found: CaseSet) -> list[Finding]:
+    findings = []
+    for path in dict.fromkeys(path for case in found.cases for path in _files(case)):
+        if not path.exists():
+            text = "Expected a scan, got no such file."
+            if path.is_symlink():
+                text = "Expected a scan, got a link that leads nowhere or in a circle."
+            findings.append(Finding("error", str(path), text))
+    return findings
+
+
 def _repeated(found: CaseSet) -> list[Finding]:
+    """Tell of names and files that are in the set more than once, links followed."""
     ids = Counter(case.id for case in found.cases)
-    files = Counter(path.resolve() for case in found.cases for path in case.images)
     findings = [
         Finding("error", name, f"Expected each case once, got {count} of this name. Rename them.")
         for name, count in ids.items()
         if count > 1
     ]
-    findings += [
-        Finding("error", str(path), f"Expected each scan in one case, got it in {count}.")
-        for path, count in files.items()
-        if count > 1
-    ]
-    odd = Counter(len(case.images) for case in found.cases)
-    usual = odd.most_common(1)[0][0] if odd else 0
-    findings += [
+    scans = Counter(_real(path) for case in found.cases for path in case.images)
+    within = {_real(path) for case in found.cases for path in _twice_within(case)}
+    for path, count in scans.items():
+        if path in within:
+            text = "Expected each channel in a file of its own, got this one for several."
+            findings.append(Finding("error", path, text))
+        elif count > 1:
+            text = f"Expected each scan in one case, got it in {count}."
+            findings.append(Finding("error", path, text))
+    maps = Counter(_real(case.labels) for case in found.cases if case.labels is not None)
+    for path, count in maps.items():
+        if path in scans:
+            text = "Expected a scan or a label map, got this file as both."
+            findings.append(Finding("error", path, text))
+        elif count > 1:
+            text = f"This label map is in {count} cases. Give them one subject if that is right."
+            findings.append(Finding("warning", path, text))
+    return findings
+
+
+def _odd_channels(found: CaseSet) -> list[Finding]:
+    usual = Counter(len(case.images) for case in found.cases).most_common(1)[0][0]
+    return [
         Finding(
             "error",
             case.id,
@@ -133,4 +166,17 @@ def _repeated(found: CaseSet) -> list[Finding]:
         for case in found.cases
         if len(case.images) != usual
     ]
-    return findings
+
+
+def _files(case: Case) -> tuple[Path, ...]:
+    return case.images if case.labels is None else (*case.images, case.labels)
+
+
+def _twice_within(case: Case) -> list[Path]:
+    counts = Counter(_real(path) for path in case.images)
+    return [path for path in case.images if counts[_real(path)] > 1]
+
+
+def _real(path: Path) -> str:
+    """Return where a path leads; one that leads in a circle stays as it is, and nothing raises."""
+    return os.path.realpath(path)

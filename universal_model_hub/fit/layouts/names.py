@@ -2,8 +2,10 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
+
+from universal_model_hub.fit.cases import Finding
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 # What a label map's name may have beyond the scan's.
@@ -11,7 +13,12 @@ LABEL_WORDS = ("label", "labels", "seg", "mask", "segmentation", "dseg", "gt")
 LABEL_ENDING = re.compile(rf"[-_.]({'|'.join(LABEL_WORDS)})$", re.IGNORECASE)
 IMAGE_ENDING = re.compile(r"[-_.](image|img|scan)$", re.IGNORECASE)
 CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")  # nnU-Net's
-VISIT = re.compile(r"^(?P<subject>.+?)[-_](ses|session|visit|tp|timepoint)[-_]?\w+$", re.IGNORECASE)
+# ``_ses-2``, ``-visit_b``, ``_visit2``; what follows without a mark is a number: not ``_visitor``.
+VISIT = re.compile(
+    r"^(?P<subject>.+?)[-_](ses|session|visit|tp|timepoint)([-_]\w+|\d+([-_]\w+)*)$",
+    re.IGNORECASE,
+)
+BIDS_SUBJECT = re.compile(r"^(?P<subject>sub-[A-Za-z0-9]+)_")
 
 
 def scans_in(folder: Path) -> list[Path]:
@@ -51,23 +58,64 @@ def case_name(path: Path) -> str:
     return IMAGE_ENDING.sub("", shorter) if shorter == name else shorter
 
 
-def by_channel(paths: Iterable[Path]) -> dict[str, dict[int, Path]]:
+def by_channel(
+    paths: Iterable[Path], whole: Collection[str] = ()
+) -> tuple[dict[str, dict[int, Path]], list[Finding]]:
     """Group scans into cases: ``NAME_0000``, ``NAME_0001`` are channels of NAME.
 
-    A scan without such an ending is channel 0 of a case of its own.
+    A scan without such an ending is channel 0 of a case of its own. Where two files would be the
+    same channel, the first counts and a finding tells of the other.
+
+    Args:
+        paths: Scans.
+        whole: Names of cases whose number is part of the name, such as ``patient_0012``.
     """
     cases: dict[str, dict[int, Path]] = {}
+    findings = []
     for path in paths:
         name, number = case_name(path), 0
-        if match := CHANNEL.match(stem(path)):
+        match = CHANNEL.match(stem(path))
+        if match and stem(path) not in whole:
             name, number = match["case"], int(match["channel"])
-        cases.setdefault(name, {})[number] = path
-    return cases
+        first = cases.setdefault(name, {}).setdefault(number, path)
+        if first != path:
+            text = f"Expected one scan of this name, got {first.name} too. Keep one."
+            findings.append(Finding("error", str(path), text))
+    return cases, findings
+
+
+def numbered_names(paths: Iterable[Path]) -> set[str]:
+    """Return the names that end in a number which is no channel's.
+
+    All of them, unless most names have a channel 0000: channels are counted from there.
+    """
+    matches = {stem(path): match for path in paths if (match := CHANNEL.match(stem(path)))}
+    names = {match["case"] for match in matches.values()}
+    with_first = {match["case"] for match in matches.values() if int(match["channel"]) == 0}
+    return set() if 2 * len(with_first) > len(names) else set(matches)
+
+
+def by_name(
+    paths: Iterable[Path], name_of: Callable[[Path], str]
+) -> tuple[dict[str, Path], list[Finding]]:
+    """Return label maps by the case they belong to; a finding tells of a second one."""
+    maps: dict[str, Path] = {}
+    findings = []
+    for path in paths:
+        first = maps.setdefault(name_of(path), path)
+        if first != path:
+            text = f"Expected one label map of {name_of(path)}, got two: {first.name} too."
+            findings.append(Finding("error", str(path), f"{text} Keep one."))
+    return maps, findings
 
 
 def subject_of(name: str) -> str:
-    """Return whose a case is, where its name says that it is one of several visits."""
-    match = VISIT.match(name)
+    """Return whose a case is, where its name says so; else the name itself.
+
+    ``sub-01_...`` is of ``sub-01``. An ending such as ``_ses-2``, ``_visit2`` or ``-tp_1`` is one
+    of several visits of what stands before it.
+    """
+    match = BIDS_SUBJECT.match(name) or VISIT.match(name)
     return match["subject"] if match else name
 
 

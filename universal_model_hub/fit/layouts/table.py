@@ -2,6 +2,8 @@
 
 import csv
 import io
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from universal_model_hub.errors import ConfigError
@@ -10,6 +12,15 @@ from universal_model_hub.fit.layouts.names import case_name, subject_of
 
 SPLIT_WORDS = {"val": "validation", "valid": "validation", "dev": "validation", "training": "train"}
 LARGEST_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table with something in it."""
+
+    line: int  # in the file, from 1
+    values: Mapping[str, str]  # by column; empty where there is none
+    extra: int  # fields beyond the header's
 
 
 def read_table(path: Path, task: Task | None) -> CaseSet:
@@ -36,11 +47,11 @@ def read_table(path: Path, task: Task | None) -> CaseSet:
     if not has[wanted]:
         raise ConfigError(f"Expected the column {wanted} for {task} in {path}, got none.")
     cases, findings = [], []
-    for number, row in enumerate(rows, start=2):
+    for row in rows:
         try:
             cases.append(_case(row, path, channels, wanted))
         except ConfigError as error:
-            findings.append(Finding("error", f"{path.name}, line {number}", str(error)))
+            findings.append(Finding("error", f"{path.name}, line {row.line}", str(error)))
     return CaseSet(
         task=task,
         cases=tuple(cases),
@@ -52,38 +63,50 @@ def read_table(path: Path, task: Task | None) -> CaseSet:
     )
 
 
-def read_rows(path: Path) -> tuple[list[dict[str, str]], list[str]]:
-    """Return the rows by column, and the columns.
+def read_rows(path: Path) -> tuple[list[Row], list[str]]:
+    """Return the rows, and the columns.
 
     Raises:
-        ConfigError: If the file is too large, not in UTF-8, or no table.
+        ConfigError: If the file cannot be read, is too large, not in UTF-8, or no table.
     """
-    if path.stat().st_size > LARGEST_BYTES:
-        raise ConfigError(f"Expected a table of at most 64 MiB, {path} is larger.")
     try:
+        if path.stat().st_size > LARGEST_BYTES:
+            raise ConfigError(f"Expected a table of at most 64 MiB, {path} is larger.")
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"Expected a table in UTF-8, {path} is not: save it as UTF-8.") from error
+    except OSError as error:
+        raise ConfigError(f"Expected a table that can be read, {path}: {error.strerror}.") from None
     header = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=header.count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    columns = [name.strip() for name in reader.fieldnames or []]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        columns = [name.strip() for name in next(reader, [])]
+        lines = [(reader.line_num, [field.strip() for field in fields]) for fields in reader]
+    except csv.Error as error:
+        raise ConfigError(f"Expected a table in {path}: {error}.") from error
     repeated = {name for name in columns if columns.count(name) > 1}
     if repeated:
         raise ConfigError(f"Expected each column once in {path}, got {', '.join(repeated)} twice.")
-    reader.fieldnames = columns
-    try:
-        rows = [
-            {k: (v or "").strip() for k, v in row.items() if k is not None}
-            for row in reader
-            if any((v or "").strip() for v in row.values() if isinstance(v, str))
-        ]
-    except csv.Error as error:
-        raise ConfigError(f"Expected a table in {path}: {error}.") from error
+    rows = [
+        Row(
+            line=line,
+            values=dict.fromkeys(columns, "") | dict(zip(columns, fields, strict=False)),
+            extra=sum(1 for field in fields[len(columns) :] if field),
+        )
+        for line, fields in lines
+        if any(fields)
+    ]
     return rows, columns
 
 
-def _case(row: dict[str, str], path: Path, channels: list[str], wanted: str) -> Case:
+def _case(found: Row, path: Path, channels: list[str], wanted: str) -> Case:
+    row = found.values
+    if found.extra:
+        raise ConfigError(
+            f"Expected as many fields as the header has, got {found.extra} more. Put a value that "
+            "holds the delimiter in quotes."
+        )
     empty = [name for name in (*channels, wanted) if not row.get(name)]
     if empty:
         raise ConfigError(f"Expected a value of {', '.join(empty)}, got none.")
