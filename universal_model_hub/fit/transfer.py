@@ -11,7 +11,8 @@ from universal_model_hub.errors import ConfigError
 from universal_model_hub.heads import ClassificationHead, Classifier
 from universal_model_hub.loading import load_encoder, load_unet
 from universal_model_hub.networks import ARCHITECTURES
-from universal_model_hub.networks.unet3d import Encoder, UNet3D
+from universal_model_hub.networks.layers import ConvUnit
+from universal_model_hub.networks.unet3d import Encoder, UNet3D, UpLevel
 
 Transfer = Literal["full", "encoder"]
 HEAD_ARGUMENTS = ("out_channels", "activation", "in_channels", "num_classes")
@@ -29,7 +30,9 @@ def build_model(
 ) -> UNet3D:
     """Return a U-Net with a new head, in train mode: (N, C, X, Y, Z) to (N, K, X, Y, Z) logits.
 
-    What is new is initialized from the seed, the same for all weights of one network.
+    What is new is initialized from the seed, the same for all weights of one network. What is
+    transferred computes the same as it did, with kernels as large as fresh ones: see
+    ``resize_kernels``.
 
     Args:
         weights: Name or model folder; None starts from scratch.
@@ -60,12 +63,63 @@ def build_model(
             **kept, in_channels=in_channels, out_channels=num_classes, activation=None
         )
     assert isinstance(unet, UNet3D)
+    sizes = kernel_sizes(unet)
     if loaded is not None:
         unet.encoder.load_state_dict(loaded.encoder.state_dict())
         unet.decoder.load_state_dict(loaded.decoder.state_dict())
     elif encoder is not None:
         unet.encoder.load_state_dict(encoder.state_dict())
+    if weights is not None:
+        resize_kernels(unet, sizes)
     return unet.train()
+
+
+def kernel_sizes(model: nn.Module) -> dict[str, float]:
+    """Return the Euclidean norm of each convolution's kernel below the head, by its name."""
+    return {
+        name: float(module.weight.detach().norm())
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d) and not name.startswith("head")
+    }
+
+
+@torch.no_grad()
+def resize_kernels(model: nn.Module, sizes: Mapping[str, float]) -> None:
+    """Give kernels other norms, in place, so that the network still computes the same.
+
+    Long pre-training with Adam leaves kernels many times as large as fresh ones. Batch norm takes
+    their size out again, but a step of Adam is as long for a large kernel as for a small one: at
+    one learning rate pretrained layers would hardly move. With the kernels of a fresh network both
+    learn at the same pace. Source: ours; van Laarhoven 2017 for batch norm and the learning rate.
+
+    Args:
+        model: Its convolutions are followed by batch norm, or by the next level's convolution.
+        sizes: What ``kernel_sizes`` gave of the network to be like.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, UpLevel):
+            factor = _resized(module.up, sizes[f"{name}.up"])
+            first = module.units[0]
+            assert isinstance(first, ConvUnit)
+            first.conv.weight[:, : module.up.out_channels] /= factor  # what comes from below
+    for name, module in model.named_modules():
+        if isinstance(module, ConvUnit):
+            factor = _resized(module.conv, sizes[f"{name}.conv"])
+            if module.norm.running_mean is not None and module.norm.running_var is not None:
+                module.norm.running_mean *= factor
+                # Also what batch norm adds to the variance must grow or shrink with it.
+                eps = module.norm.eps
+                module.norm.running_var.add_(eps).mul_(factor**2).sub_(eps).clamp_(min=0)
+
+
+def _resized(conv: nn.Conv3d | nn.ConvTranspose3d, size: float) -> float:
+    """Scale a convolution to a kernel of a norm; return the factor."""
+    norm = float(conv.weight.norm())
+    factor = size / norm if norm > 0 else 1.0
+    conv.weight *= factor
+    if conv.bias is not None:
+        conv.bias *= factor
+    return factor
 
 
 def build_classifier(
@@ -87,8 +141,10 @@ def build_classifier(
         torch.manual_seed(seed)
         encoder = Encoder(in_channels, **kept)
         head = ClassificationHead(encoder.num_features, num_classes)
+    sizes = kernel_sizes(encoder)
     if loaded is not None:
         encoder.load_state_dict(loaded.state_dict())
+        resize_kernels(encoder, sizes)
     model: nn.Module = Classifier(encoder, head).train()
     assert isinstance(model, Classifier)
     return model

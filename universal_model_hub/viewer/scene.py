@@ -18,6 +18,7 @@ from universal_model_hub.volume import Volume, load_volume, save_volume
 COLORS = (
     *((230, 97, 1), (94, 158, 219), (90, 180, 90), (204, 84, 160), (240, 200, 60)),
     *((120, 110, 210), (60, 200, 190), (200, 60, 60), (150, 110, 70), (170, 200, 90)),
+    *((255, 150, 170), (30, 120, 120), (190, 170, 255), (110, 70, 140), (220, 160, 110)),
 )
 CT_WINDOWS = {  # center and width as read in clinics: lowest and highest HU
     "soft tissue": (-160.0, 240.0),

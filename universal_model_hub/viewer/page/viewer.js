@@ -5,7 +5,7 @@
 const at = (id) => document.getElementById(id);
 const viewer = new niivue.Niivue({
   backColor: [0, 0, 0, 1], crosshairColor: [0.37, 0.62, 0.86, 0.9], show3Dcrosshair: true,
-  isOrientCube: true, loadingText: "", multiplanarShowRender: 1, isNearestInterpolation: false,
+  crosshairWidth: 0.5, isOrientCube: true, loadingText: "", multiplanarShowRender: 1, isNearestInterpolation: false,
 });
 const LAYOUTS = { "all planes": 3, axial: 0, coronal: 1, sagittal: 2, "3D": 4 };
 let scene;
@@ -24,6 +24,7 @@ async function start() {
   at("name").textContent = scene.volumes[0].name;
   document.title = `${scene.volumes[0].name} - umh view`;
   makeControls();
+  viewer.createOnLocationChange(); // tells where the crosshair stands at first
   document.body.dataset.state = "ready";
 }
 
