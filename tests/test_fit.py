@@ -12,7 +12,7 @@ from universal_model_hub.fit.loop import fit
 from universal_model_hub.fit.losses import segmentation_loss
 from universal_model_hub.fit.sampling import CubeSampler, LoadedCase, cut
 from universal_model_hub.fit.settings import FinetuneSettings
-from universal_model_hub.fit.transfer import build_model
+from universal_model_hub.fit.transfer import build_model, kernel_sizes, resize_kernels
 
 SETTINGS = FinetuneSettings(cube=(8, 8, 8), steps=4, head_steps=1)
 
@@ -102,13 +102,35 @@ def test_full_takes_the_decoder_and_encoder_does_not(tmp_path):
     def same(a, b):
         return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
-    assert same(full.encoder, small.encoder)
-    assert same(full.decoder, small.decoder)
-    assert same(encoder.encoder, small.encoder)
+    x = torch.rand(1, 1, 16, 16, 16)
+    for model in (small, full, encoder):
+        model.train(False)
+    with torch.inference_mode():
+        features = small.encoder.pyramid(x)
+        torch.testing.assert_close(full.decoder(full.encoder.pyramid(x)), small.decoder(features))
+        torch.testing.assert_close(encoder.encoder.pyramid(x), features)
+    assert not same(full.decoder, scratch.decoder)
     assert same(encoder.decoder, scratch.decoder)
     assert same(full.head, scratch.head)
     with pytest.raises(ConfigError, match="full or encoder"):
         build_model(folder, num_classes=2, transfer="half")
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_kernels_are_resized_without_another_answer(train):
+    large, fresh = (build_model(None, num_classes=2, arguments={"width": 2}) for _ in range(2))
+    with torch.no_grad():
+        for number, (name, parameter) in enumerate(large.named_parameters()):
+            if parameter.ndim == 5 and not name.startswith("head"):
+                parameter.mul_(2.0 + number)
+    x = torch.rand(2, 1, 16, 16, 16)
+    large(x)  # running statistics of such kernels
+    large.train(train)
+    before = large(x).detach().clone()
+    resize_kernels(large, kernel_sizes(fresh))
+    for name, size in kernel_sizes(large).items():
+        assert size == pytest.approx(kernel_sizes(fresh)[name], rel=1e-4), name
+    torch.testing.assert_close(large(x).detach(), before, rtol=1e-2, atol=1e-2)
 
 
 def test_the_head_learns_alone_at_first():
