@@ -124,7 +124,8 @@ def test_kernels_are_resized_without_another_answer(train):
             if parameter.ndim == 5 and not name.startswith("head"):
                 parameter.mul_(2.0 + number)
     x = torch.rand(2, 1, 16, 16, 16)
-    large(x)  # running statistics of such kernels
+    for _ in range(40):
+        large(x)  # running statistics of such kernels
     large.train(train)
     before = large(x).detach().clone()
     resize_kernels(large, kernel_sizes(fresh))
