@@ -47,12 +47,59 @@ def test_what_the_data_say_is_kept():
     }  # fmt: skip
 
 
-def test_one_subject_alone_trains():
-    assert sides(split_cases(case_set([case("a"), case("b", "a")]), seed=0)) == {
-        "a": "train", "b": "train",
-    }  # fmt: skip
+def test_one_subject_alone_trains_and_that_is_told():
+    split = split_cases(case_set([case("a"), case("b", "a")]), seed=0)
+    assert sides(split) == {"a": "train", "b": "train"}
+    (finding,) = split.findings
+    assert (finding.level, finding.where) == ("warning", "a")
+    assert "The only subject" in finding.text
+    assert not split_cases(case_set([case("a"), case("b")]), seed=0).findings
     with pytest.raises(ConfigError, match="to train on"):
         split_cases(case_set([case("a", split="test")]), seed=0)
+
+
+def test_a_visit_without_a_side_follows_its_subject():
+    subjects = [f"s{n}" for n in range(12)]
+    cases = [case(f"{s}-1", s, split="train") for s in subjects]
+    cases += [case(f"{s}-2", s) for s in subjects]
+    cases += [case("t-1", "t", split="test"), case("t-2", "t"), case("free")]
+    for seed in range(3):
+        found = sides(split_cases(case_set(cases), seed=seed))
+        assert all(found[f"{s}-2"] == "train" for s in subjects)
+        assert found["t-2"] == "test"
+        assert found["free"] == "validation"  # others train already
+
+
+def test_a_subject_that_the_data_put_on_two_sides_is_refused():
+    cases = [case("a", "p", split="train"), case("b", "p", split="test"), case("c")]
+    with pytest.raises(ConfigError, match="subject p on one side of the split, got train and test"):
+        split_cases(case_set(cases), seed=0)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_both_sides_have_a_subject_whatever_the_share(share):
+    cases = [case(f"c{n}") for n in range(3)]
+    found = sides(split_cases(case_set(cases), seed=0, validation_share=share))
+    assert set(found.values()) == {"train", "validation"}
+
+
+def test_somebody_validates_even_if_each_class_has_one_subject():
+    cases = [case("a", target="x"), case("b", target="y"), case("c", target="z")]
+    found = sides(split_cases(case_set(cases), seed=0))
+    assert sorted(found.values()) == ["train", "train", "validation"]
+
+
+def test_the_only_subject_of_a_class_trains_beside_given_sides():
+    cases = [case(n, target="x", split="train") for n in "abc"]
+    cases += [case("d", target="y"), case("e", target="x")]
+    found = sides(split_cases(case_set(cases), seed=0))
+    assert (found["d"], found["e"]) == ("train", "validation")
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.1, float("nan")])
+def test_a_share_that_leaves_a_side_empty_is_refused(share):
+    with pytest.raises(ConfigError, match="validation_share"):
+        split_cases(case_set([case("a"), case("b")]), seed=0, validation_share=share)
 
 
 def test_each_class_is_on_both_sides():
@@ -82,3 +129,15 @@ def test_folds_have_each_class_in_proportion():
         held = [c.target for c in fold.cases if c.split == "validation"]
         assert held.count("a") == 1
         assert held.count("b") == 3
+
+
+@pytest.mark.parametrize("folds", [0, 1, -2])
+def test_fewer_than_two_folds_are_refused(folds):
+    with pytest.raises(ConfigError, match="at least 2 folds"):
+        fold_cases(case_set([case("a"), case("b")]), folds=folds, seed=0)
+
+
+def test_folds_do_not_depend_on_the_order_of_files():
+    cases = [case(f"c{n:02d}", target="ab"[n % 2]) for n in range(11)]
+    folds = [sides(fold) for fold in fold_cases(case_set(cases), folds=3, seed=5)]
+    assert [sides(f) for f in fold_cases(case_set(reversed(cases)), folds=3, seed=5)] == folds
