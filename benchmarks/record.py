@@ -6,7 +6,8 @@ import os
 import platform
 from typing import Any
 
-from training.metrics import commit, processor_name
+from training.metrics import commit
+from universal_model_hub.fit.hardware import processor_name
 
 NAMED = ("torch", "numpy", "scipy", "SimpleITK", "nibabel", "monai", "torchio", "huggingface_hub")
 
