@@ -2,10 +2,10 @@
 
     python -m benchmarks.finetune_steps [--output results/finetune_steps.json]
 
-Both arms fine-tune with the engine of ``umh finetune``: the same cubes, schedule shape and new head;
-the pretrained one for half as many steps. Each has its learning rate chosen from the same values,
-at its own number of steps, on training subjects that are kept back meanwhile. Test subjects are
-scored once, after the last step.
+Both arms fine-tune with the engine of ``umh finetune``: the same cubes, schedule and new head; the
+pretrained one for half as many steps. Each has its learning rate chosen from the same values, at
+its own number of steps, on training subjects that are kept back meanwhile. Test subjects are scored
+once, after the last step.
 """
 
 import argparse

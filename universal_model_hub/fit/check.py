@@ -5,18 +5,19 @@ Each file is read once, one case at a time.
 
 import hashlib
 import math
+import shutil
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from universal_model_hub.errors import ConfigError, UniversalModelError
 from universal_model_hub.fit.cases import Case, CaseSet, Finding
+from universal_model_hub.fit.comparison import compare_cases
+from universal_model_hub.fit.data_report import PERCENTILES, CaseFacts, DataReport
 from universal_model_hub.fit.sampling import NOT_ANNOTATED
 from universal_model_hub.preprocess import Preprocessing, model_shape
 from universal_model_hub.preprocess.channels import check_same_grid
@@ -24,54 +25,8 @@ from universal_model_hub.preprocess.modality import choose, sample_of
 from universal_model_hub.volume import Volume, load_volume
 
 LISTED = 20  # errors in one message
-SMALLEST_SIDE = 8  # voxels on the model grid
-THICK = 8.0  # times as thick as wide
-SPREAD = 3.0  # times as coarse as another case
-PERCENTILES = (0.5, 50.0, 99.5)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaseFacts:
-    """What a case is."""
-
-    id: str
-    shape: tuple[int, ...]  # (X, Y, Z)
-    spacing_mm: tuple[float, ...]
-    model_shape: tuple[int, ...]  # on the grid of the weights
-    modalities: tuple[str, ...]  # as recognized or given, one a channel
-    intensities: tuple[tuple[float, ...], ...]  # percentiles of each channel
-    label_voxels: Mapping[int, int] = field(default_factory=dict)
-    label_ml: Mapping[int, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataReport:
-    """The state of a data set."""
-
-    findings: tuple[Finding, ...]
-    cases: tuple[CaseFacts, ...]
-    label_voxels: Mapping[int, int]  # over all cases
-    targets: Mapping[str, int]  # cases of each class
-    splits: Mapping[str, int]  # cases of each side; "to be drawn" for those without one
-    median_spacing_mm: tuple[float, float, float]
-    median_shape: tuple[int, int, int]  # on the grid of the weights
-
-    @property
-    def ok(self) -> bool:
-        """Whether there is no error."""
-        return not any(finding.level == "error" for finding in self.findings)
-
-    def errors(self) -> list[Finding]:
-        """Return what stops before training."""
-        return [finding for finding in self.findings if finding.level == "error"]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the report as JSON values."""
-        return {**asdict(self), "ok": self.ok}
-
-    def text(self) -> str:
-        """Return the report for a terminal: what there is, and everything that is wrong."""
-        return "\n".join(_lines(self))
+MOST_LABELS = 1000  # values of a label map; a scan has more
+IMAGE_BYTES, LABEL_BYTES = 4, 2  # of a voxel in the cache, see ``prepare``
 
 
 def check_cases(
@@ -86,20 +41,20 @@ def check_cases(
     """
     findings = list(data.findings)
     facts: list[CaseFacts] = []
-    contents: dict[str, list[Case]] = {}
+    contents: dict[str, list[tuple[Case, Path]]] = {}
     for case in tqdm(data.cases, desc="checking", unit="case", disable=not progress):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            found = _read_case(case, data, preprocessing, findings)
-        findings += _once(case, caught)
+        found, hashes, told = _read_case(case, data, preprocessing)
+        # The layout told of files that are not there; say it once.
+        missing = {f.where for f in findings if not Path(f.where).exists()}
+        findings += [finding for finding in told if finding.where not in missing]
         if found is not None:
-            facts.append(found[0])
-            contents.setdefault(found[1], []).append(case)
-    findings += [f for same in contents.values() for f in _twice(same)]
+            facts.append(found)
+        for path, digest in hashes.items():
+            contents.setdefault(digest, []).append((case, path))
     voxels: Counter[int] = Counter()
     for one in facts:
         voxels.update(one.label_voxels)
-    findings += [*_splits(data), *_labels(data, facts, voxels), *_targets(data), *_likeness(facts)]
+    findings += compare_cases(data, facts, voxels, contents)
     shapes = [one.model_shape for one in facts] or [(1, 1, 1)]
     spacings = [one.spacing_mm for one in facts] or [(1.0, 1.0, 1.0)]
     x, y, z = (int(side) for side in np.median(shapes, axis=0))
@@ -108,6 +63,7 @@ def check_cases(
         findings=tuple(findings),
         cases=tuple(facts),
         label_voxels=dict(sorted(voxels.items())),
+        classes=dict(data.classes or {}),
         targets=dict(sorted(Counter(c.target for c in data.cases if c.target).items())),
         splits=dict(Counter(case.split or "to be drawn" for case in data.cases)),
         median_spacing_mm=(sx, sy, sz),
@@ -131,198 +87,160 @@ def raise_if_bad(report: DataReport) -> None:
     raise ConfigError(f"Expected data without errors, got {number}. " + " | ".join(told))
 
 
+def cache_bytes(report: DataReport, preprocessing: Preprocessing) -> int:
+    """Return about how much disk space the cases take on the model grid."""
+    total = 0.0
+    for one in report.cases:
+        voxels = math.prod(one.shape)
+        if preprocessing.spacing is not None:
+            voxels *= math.prod(one.spacing_mm) / math.prod(preprocessing.spacing)
+        labels = LABEL_BYTES if one.label_voxels else 0
+        total += voxels * (IMAGE_BYTES * len(one.modalities) + labels)
+    return math.ceil(total)
+
+
+def check_space(report: DataReport, preprocessing: Preprocessing, folder: Path) -> None:
+    """Refuse to begin where the cases on the model grid do not fit.
+
+    Args:
+        report: Of the data.
+        preprocessing: Whose grid it is.
+        folder: That will hold the cache, or that will be made for it.
+
+    Raises:
+        ConfigError: If the disk has too little space.
+    """
+    needed = cache_bytes(report, preprocessing)
+    there = next(place for place in (folder, *folder.resolve().parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise ConfigError(
+            f"Expected {needed / 1e9:.3g} GB of free space in {folder} for the prepared scans, got "
+            f"{free / 1e9:.3g} GB. Choose another folder, or a coarser --spacing."
+        )
+
+
 def _read_case(
-    case: Case, data: CaseSet, preprocessing: Preprocessing, findings: list[Finding]
-) -> tuple[CaseFacts, str] | None:
-    """Read a case; return its facts and a hash of its voxels, None if it cannot be used."""
-    before = len(findings)
-    volumes = [v for path in case.images if (v := _load(path, findings)) is not None]
-    labels = None if case.labels is None else _load(case.labels, findings)
-    if len(volumes) < len(case.images) or (case.labels is not None and labels is None):
-        return None
-    try:
-        check_same_grid(volumes)
-    except UniversalModelError as error:
-        findings.append(Finding("error", case.id, str(error)))
-    digest = hashlib.sha256()
+    case: Case, data: CaseSet, preprocessing: Preprocessing
+) -> tuple[CaseFacts | None, dict[Path, str], list[Finding]]:
+    """Read a case; return its facts, None if it has errors, hashes of its scans, and findings."""
+    findings: list[Finding] = []
+    loaded = [(path, _load(path, findings)) for path in case.images]
+    scans = [(path, volume) for path, volume in loaded if volume is not None]
+    labels = None if case.labels is None else _load(case.labels, findings, labels=True)
+    hashes: dict[Path, str] = {}
     intensities, modalities = [], []
-    for path, volume, asked in zip(case.images, volumes, data.modalities, strict=False):
+    for (path, volume), asked in zip(loaded, data.modalities, strict=False):
+        if volume is None:
+            continue
         sample = sample_of(volume.array)
-        if float(sample.min()) == float(sample.max()) and not np.ptp(volume.array):
-            text = f"Expected a scan with contrast, all voxels are {float(sample.min()):g}."
+        if not np.ptp(sample) and not np.ptp(volume.array):
+            text = f"Expected a scan with contrast, all voxels are {float(sample[0]):g}."
             findings.append(Finding("error", str(path), text))
+            continue
         intensities.append(tuple(float(p) for p in np.percentile(sample, PERCENTILES)))
-        modalities.append(choose(asked, sample).modality)
-        digest.update(np.ascontiguousarray(volume.array).data)
+        modalities.append(_modality(path, asked, sample, findings))
+        hashes[path] = _hash(volume)
+    for path, volume in scans[1:]:
+        findings += _off_grid(path, volume, *scans[0])
     counts: dict[int, int] = {}
     if labels is not None and case.labels is not None:
-        counts = _label_counts(case.labels, labels, volumes[0], data, findings)
-    if any(finding.level == "error" for finding in findings[before:]):
-        return None
-    shape = model_shape(volumes[0], preprocessing)
-    voxel_ml = math.prod(volumes[0].spacing) / 1000
+        counts, told = _label_counts(case.labels, labels, data)
+        findings += told
+        findings += _off_grid(case.labels, labels, *scans[0]) if scans else []
+    if any(finding.level == "error" for finding in findings) or not scans:
+        return None, hashes, findings
+    first = scans[0][1]
+    voxel_ml = math.prod(first.spacing) / 1000
     facts = CaseFacts(
         id=case.id,
-        shape=volumes[0].shape,
-        spacing_mm=tuple(round(float(s), 4) for s in volumes[0].spacing),
-        model_shape=shape,
+        shape=first.shape,
+        spacing_mm=tuple(round(side, 4) for side in first.spacing),
+        extent_mm=tuple(
+            round(side * number, 2) for side, number in zip(first.spacing, first.shape, strict=True)
+        ),
+        model_shape=model_shape(first, preprocessing),
         modalities=tuple(modalities),
         intensities=tuple(intensities),
         label_voxels=counts,
         label_ml={value: round(count * voxel_ml, 3) for value, count in counts.items()},
     )
-    return facts, digest.hexdigest()
+    return facts, hashes, findings
 
 
-def _load(path: Path, findings: list[Finding]) -> Volume | None:
+def _load(path: Path, findings: list[Finding], *, labels: bool = False) -> Volume | None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            volume = load_volume(path)
+        except (UniversalModelError, OSError) as error:
+            findings.append(Finding("error", str(path), str(error)))
+            return None
+    for text in _own(caught):
+        # A scan is filled with its lowest value, as outside the field of view; a label map would
+        # get a label that nobody drew.
+        wrong = labels and "NaN or Inf" in text
+        findings.append(Finding("error" if wrong else "warning", str(path), text))
+    return volume
+
+
+def _modality(path: Path, asked: str, sample: np.ndarray, findings: list[Finding]) -> str:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        choice = choose(asked, sample)
+    findings += [Finding("warning", str(path), text) for text in _own(caught)]
+    return choice.modality
+
+
+def _own(caught: list[warnings.WarningMessage]) -> Iterator[str]:
+    """Return what this package warned of, each text once."""
+    package = __name__.partition(".")[0]
+    yield from dict.fromkeys(
+        str(w.message) for w in caught if w.category.__module__.partition(".")[0] == package
+    )
+
+
+def _hash(volume: Volume) -> str:
+    """Return a hash of the voxels that is the same in whichever type they are stored."""
+    digest = hashlib.sha256(str(volume.shape).encode())
+    for z in range(volume.shape[2]):  # one slice is copied at a time
+        digest.update(np.ascontiguousarray(volume.array[..., z], np.float32).data)
+    return digest.hexdigest()
+
+
+def _off_grid(path: Path, volume: Volume, first: Path, scan: Volume) -> list[Finding]:
+    """Tell if a file does not lie voxel on voxel with the first scan of its case."""
     try:
-        return load_volume(path)
-    except (UniversalModelError, OSError) as error:
-        findings.append(Finding("error", str(path), str(error)))
-        return None
+        check_same_grid([scan, volume])
+    except UniversalModelError as error:
+        text = str(error).replace("channel 2", "it").replace("channel 1", str(first))
+        return [Finding("error", str(path), text)]
+    return []
 
 
 def _label_counts(
-    path: Path, labels: Volume, scan: Volume, data: CaseSet, findings: list[Finding]
-) -> dict[int, int]:
-    """Compare a label map with its scan and count the voxels of each value."""
-
-    def wrong(text: str) -> dict[int, int]:
-        findings.append(Finding("error", str(path), text))
-        return {}
-
-    try:
-        check_same_grid([scan, labels])
-    except UniversalModelError as error:
-        text = str(error).replace("channel 2", "the label map").replace("channel 1", "its scan")
-        wrong(text)
+    path: Path, labels: Volume, data: CaseSet
+) -> tuple[dict[int, int], list[Finding]]:
+    """Count the voxels of each value of a label map, and tell what is wrong with the values."""
     values, counts = np.unique(labels.array, return_counts=True)
-    if not np.isfinite(values).all() or (values != np.rint(values)).any():
-        odd = [float(v) for v in values if v != np.rint(v)][:3]
-        return wrong(f"Expected whole numbers as labels, got values such as {odd}.")
+    whole = values == np.rint(values)
+    negative = [int(v) for v in values[whole] if v < 0 and v != NOT_ANNOTATED]
+    unknown = [int(v) for v in values[whole] if data.classes and v > 0 and v not in data.classes]
+    wrong = []
+    if len(values) > MOST_LABELS:
+        wrong = [f"Expected a label map, got {len(values)} different values: is it a scan?"]
+    else:
+        if not whole.all():
+            odd = [float(v) for v in values[~whole][:3]]
+            wrong.append(f"Expected whole numbers as labels, got values such as {odd}.")
+        if negative:
+            wrong.append(f"Expected labels from 0 (-1: not annotated), got {negative[:3]}.")
+        if unknown:
+            wrong.append(f"Expected the labels {sorted(data.classes or {})}, got {unknown[:8]}.")
+    if wrong:
+        return {}, [Finding("error", str(path), text) for text in wrong]
     found = {int(value): int(count) for value, count in zip(values, counts, strict=True)}
-    negative = [value for value in found if value < 0 and value != NOT_ANNOTATED]
-    if negative:
-        return wrong(f"Expected labels from 0 (-1: not annotated), got {negative[:3]}.")
-    if len(found) > 1000:
-        return wrong(f"Expected a label map, got {len(found)} different values: is it a scan?")
-    unknown = [v for v in found if data.classes and v > 0 and v not in data.classes]
-    if unknown:
-        return wrong(f"Expected the labels {sorted(data.classes or {})}, got {unknown[:8]}.")
     if not any(value > 0 for value in found):
         text = "No voxel has a label other than 0: an empty label map."
-        findings.append(Finding("warning", str(path), text))
-    return found
-
-
-def _once(case: Case, caught: Sequence[warnings.WarningMessage]) -> list[Finding]:
-    """Turn what reading warned of into findings, each text once."""
-    texts = dict.fromkeys(
-        str(w.message) for w in caught if w.category.__module__.startswith("universal_model_hub")
-    )
-    return [Finding("warning", case.id, text) for text in texts]
-
-
-def _twice(same: Sequence[Case]) -> Iterator[Finding]:
-    if len(same) < 2:
-        return
-    names = ", ".join(case.id for case in same)
-    sides = {case.split for case in same}
-    subjects = {case.subject for case in same}
-    across = len(sides) > 1 or (None in sides and len(subjects) > 1)
-    yield Finding(
-        "error" if across else "warning",
-        same[0].id,
-        f"The same voxels are in {names}"
-        + (": a scan would train and judge. Keep one." if across else ". Keep one."),
-    )
-
-
-def _splits(data: CaseSet) -> Iterator[Finding]:
-    sides: dict[str, set[str]] = {}
-    for case in data.cases:
-        if case.split is not None:
-            sides.setdefault(case.subject, set()).add(case.split)
-    for subject, found in sorted(sides.items()):
-        if len(found) > 1:
-            text = f"Expected a subject on one side of the split, got {', '.join(sorted(found))}."
-            yield Finding("error", subject, text)
-    if data.cases and all(case.split in ("validation", "test") for case in data.cases):
-        yield Finding("error", str(data.source), "Expected cases to train on, got none.")
-
-
-def _labels(
-    data: CaseSet, facts: Sequence[CaseFacts], voxels: Mapping[int, int]
-) -> Iterator[Finding]:
-    if data.task != "segmentation" or not facts:
-        return
-    if not any(value > 0 and count for value, count in voxels.items()):
-        yield Finding("error", str(data.source), "Expected labeled voxels, got none in any case.")
-    for value, name in (data.classes or {}).items():
-        if value > 0 and not voxels.get(value):
-            text = f"No case has a voxel of label {value} ({name}): it is left out."
-            yield Finding("warning", str(data.source), text)
-    if len(facts) > 1:
-        for value in (v for v in voxels if v > 0):
-            holders = [one.id for one in facts if one.label_voxels.get(value)]
-            if len(holders) == 1:
-                text = f"Label {value} is in this case only: it can be learned or judged, not both."
-                yield Finding("warning", holders[0], text)
-
-
-def _targets(data: CaseSet) -> Iterator[Finding]:
-    if data.task != "classification":
-        return
-    subjects: dict[str, set[str]] = {}
-    for case in data.cases:
-        subjects.setdefault(case.target or "", set()).add(case.subject)
-    if len(subjects) < 2:
-        text = f"Expected at least two classes, got {', '.join(subjects) or 'none'}."
-        yield Finding("error", str(data.source), text)
-    for target, found in sorted(subjects.items()):
-        if len(found) < 2:
-            text = f"Expected two subjects of class {target}, to train and to judge, got one."
-            yield Finding("error", str(data.source), text)
-
-
-def _likeness(facts: Sequence[CaseFacts]) -> Iterator[Finding]:
-    """Tell which cases are unlike the others."""
-    if not facts:
-        return
-    usual = Counter(one.modalities for one in facts).most_common(1)[0][0]
-    volume = np.median([math.prod(one.spacing_mm) for one in facts])
-    for one in facts:
-        if one.modalities != usual:
-            text = f"Taken as {', '.join(one.modalities)}, most others as {', '.join(usual)}."
-            yield Finding("error", one.id, f"{text} Pass the modality if that is wrong.")
-        if max(one.spacing_mm) > THICK * min(one.spacing_mm):
-            text = f"Voxels of {' x '.join(f'{s:g}' for s in one.spacing_mm)} mm are very uneven."
-            yield Finding("warning", one.id, text)
-        ratio = (math.prod(one.spacing_mm) / volume) ** (1 / 3)
-        if max(ratio, 1 / ratio) > SPREAD:
-            text = "Its voxels differ threefold in size from those of most others."
-            yield Finding("warning", one.id, text)
-        if min(one.model_shape) < SMALLEST_SIDE:
-            sides = " x ".join(map(str, one.model_shape))
-            text = f"Only {sides} voxels on the network's grid: there is little to see."
-            yield Finding("warning", one.id, text)
-
-
-def _lines(report: DataReport) -> Iterator[str]:
-    yield f"{'case':<28}{'voxels':>16}{'spacing, mm':>22}{'network':>16}  modality  labels, ml"
-    for one in report.cases:
-        spacing = " x ".join(f"{s:.3g}" for s in one.spacing_mm)
-        labels = ", ".join(f"{v}: {ml:g}" for v, ml in one.label_ml.items() if v > 0)
-        yield (
-            f"{one.id[:27]:<28}{'x'.join(map(str, one.shape)):>16}{spacing:>22}"
-            f"{'x'.join(map(str, one.model_shape)):>16}  {','.join(one.modalities):<9} {labels}"
-        )
-    for kind, counts in (("cases", report.splits), ("classes", report.targets)):
-        if counts:
-            yield f"{kind}: " + ", ".join(f"{name} {count}" for name, count in counts.items())
-    for level in ("error", "warning"):
-        for finding in report.findings:
-            if finding.level == level:
-                yield f"{level}: {finding.where}: {finding.text}"
-    number = len(report.errors())
-    yield "the data can be used" if not number else f"{number} errors: the data cannot be used"
+        return found, [Finding("warning", str(path), text)]
+    return found, []
