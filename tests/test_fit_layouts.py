@@ -296,6 +296,16 @@ def test_links_that_lead_in_a_circle_and_missing_files_are_told(tmp_path):
     assert "good.nii.gz" not in text
 
 
+@pytest.mark.parametrize("odd", ["x" * 5000, "a\0b", "..", "."])
+def test_a_field_that_can_be_no_path_is_told(tmp_path, odd):
+    scan(tmp_path / "good.nii.gz")
+    (tmp_path / "t.csv").write_text(f"image,class\ngood.nii.gz,1\n{odd},2\n")
+    data = read_cases(data=tmp_path / "t.csv")
+    assert len(data.cases) == 2
+    if odd not in ("..", "."):
+        assert "Expected a scan, got no such file" in told(data)
+
+
 def test_a_scan_that_a_link_gives_another_name_is_found_in_two_cases(tmp_path):
     scan(tmp_path / "a.nii.gz")
     (tmp_path / "b.nii.gz").symlink_to("a.nii.gz")

@@ -18,6 +18,7 @@ from universal_model_hub.errors import ConfigError, UniversalModelError
 from universal_model_hub.fit.cases import Case, CaseSet, Finding
 from universal_model_hub.fit.comparison import compare_cases
 from universal_model_hub.fit.data_report import PERCENTILES, CaseFacts, DataReport
+from universal_model_hub.fit.layouts.names import leads_somewhere
 from universal_model_hub.fit.sampling import NOT_ANNOTATED
 from universal_model_hub.preprocess import Preprocessing, model_shape
 from universal_model_hub.preprocess.channels import check_same_grid
@@ -42,10 +43,10 @@ def check_cases(
     findings = list(data.findings)
     facts: list[CaseFacts] = []
     contents: dict[str, list[tuple[Case, Path]]] = {}
+    # The layout told of files that are not there; it is said once.
+    missing = {f.where for f in data.findings if not leads_somewhere(f.where)}
     for case in tqdm(data.cases, desc="checking", unit="case", disable=not progress):
         found, hashes, told = _read_case(case, data, preprocessing)
-        # The layout told of files that are not there; say it once.
-        missing = {f.where for f in findings if not Path(f.where).exists()}
         findings += [finding for finding in told if finding.where not in missing]
         if found is not None:
             facts.append(found)
@@ -91,7 +92,7 @@ def cache_bytes(report: DataReport, preprocessing: Preprocessing) -> int:
     """Return about how much disk space the cases take on the model grid."""
     total = 0.0
     for one in report.cases:
-        voxels = math.prod(one.shape)
+        voxels = float(math.prod(one.shape))
         if preprocessing.spacing is not None:
             voxels *= math.prod(one.spacing_mm) / math.prod(preprocessing.spacing)
         labels = LABEL_BYTES if one.label_voxels else 0
@@ -180,7 +181,9 @@ def _load(path: Path, findings: list[Finding], *, labels: bool = False) -> Volum
         # A scan is filled with its lowest value, as outside the field of view; a label map would
         # get a label that nobody drew.
         wrong = labels and "NaN or Inf" in text
-        findings.append(Finding("error" if wrong else "warning", str(path), text))
+        told = text.removeprefix(f"{path.name}: ")
+        told += " Correct the label map." if wrong else ""
+        findings.append(Finding("error" if wrong else "warning", str(path), told))
     return volume
 
 

@@ -18,6 +18,7 @@ from universal_model_hub.errors import CheckpointError, ConfigError
 from universal_model_hub.files import parse_json, write_json
 from universal_model_hub.fit.arms import Stopped, new_model, prepare_training, samplers
 from universal_model_hub.fit.cases import Task
+from universal_model_hub.fit.check import check_space
 from universal_model_hub.fit.checkpoint import config_differences, run_lock
 from universal_model_hub.fit.engine import (
     Process,
@@ -197,6 +198,7 @@ def start_work(plan: Plan, work: Path, *, force: bool) -> None:
 
     Raises:
         CheckpointError: If it was for something else; the differences are listed.
+        ConfigError: If the prepared scans do not fit on the disk.
     """
     stored = work / "plan.json"
     if stored.is_file():
@@ -210,6 +212,7 @@ def start_work(plan: Plan, work: Path, *, force: bool) -> None:
                 "pass force (--force) to forget it."
             )
         shutil.rmtree(work)
+    check_space(plan.report, plan.preprocessing, work)
     work.mkdir(parents=True, exist_ok=True)
     write_json(stored, plan.to_json())
 

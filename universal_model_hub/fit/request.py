@@ -12,7 +12,8 @@ from universal_model_hub.catalog import list_models
 from universal_model_hub.config import ModelConfig, read_config
 from universal_model_hub.errors import ConfigError
 from universal_model_hub.fit.cases import SPLITS, CaseSet, Finding, Task
-from universal_model_hub.fit.check import DataReport, check_cases, raise_if_bad
+from universal_model_hub.fit.check import cache_bytes, check_cases, raise_if_bad
+from universal_model_hub.fit.data_report import DataReport
 from universal_model_hub.fit.layouts import read_cases
 from universal_model_hub.fit.plan import classification_spacing, plan_settings
 from universal_model_hub.fit.settings import FinetuneSettings
@@ -130,6 +131,8 @@ class Plan:
             "validation": f"every {settings.validate_every} steps",
             "class weights": str(settings.class_weights or "none"),
             "folds": str(self.request.folds or "none"),
+            "disk space": f"{cache_bytes(self.report, self.preprocessing) / 1e9:.2g} GB for "
+            "prepared scans, while it runs",
         }
         if self.request.budget_seconds is not None:
             lines["budget"] = f"{self.request.budget_seconds:g} s: the steps will follow from it"

@@ -15,6 +15,7 @@ from universal_model_hub.fit.cases import Case, CaseSet, Finding, Task
 from universal_model_hub.fit.layouts.bids import is_bids, read_bids
 from universal_model_hub.fit.layouts.decathlon import is_nnunet, read_msd, read_nnunet
 from universal_model_hub.fit.layouts.folders import read_class_folders, read_folder_pair
+from universal_model_hub.fit.layouts.names import leads_somewhere
 from universal_model_hub.fit.layouts.table import read_table
 
 TABLES = (".csv", ".tsv", ".txt")
@@ -119,9 +120,9 @@ def _modalities(found: CaseSet, modality: str | Sequence[str]) -> tuple[str, ...
 def _missing(found: CaseSet) -> list[Finding]:
     findings = []
     for path in dict.fromkeys(path for case in found.cases for path in _files(case)):
-        if not path.exists():
+        if not leads_somewhere(path):
             text = "Expected a scan, got no such file."
-            if path.is_symlink():
+            if os.path.islink(path):  # noqa: PTH114  (as above)
                 text = "Expected a scan, got a link that leads nowhere or in a circle."
             findings.append(Finding("error", str(path), text))
     return findings
@@ -179,4 +180,7 @@ def _twice_within(case: Case) -> list[Path]:
 
 def _real(path: Path) -> str:
     """Return where a path leads; one that leads in a circle stays as it is, and nothing raises."""
-    return os.path.realpath(path)
+    try:
+        return os.path.realpath(path)
+    except ValueError:  # a zero byte
+        return str(path)

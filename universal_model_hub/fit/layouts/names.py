@@ -122,3 +122,8 @@ def subject_of(name: str) -> str:
 def inside(path: Path, folder: Path) -> bool:
     """Whether a path, links left as they are, lies below a folder."""
     return os.path.abspath(path).startswith(os.path.abspath(folder) + os.sep)  # noqa: PTH100
+
+
+def leads_somewhere(path: str | Path) -> bool:
+    """Whether there is something at a path; false of what can be no path, such as a long text."""
+    return os.path.exists(path)  # noqa: PTH110  (Path.exists raises for names that are too long)
