@@ -222,3 +222,61 @@ def test_the_rate_is_tuned_alike_in_both_arms(tmp_path, folders, weights):
     tried = [set(arm["trainings"][0]["rate_scores"]) for arm in result.metrics["arms"].values()]
     assert tried[0] == tried[1]
     assert len(tried[0]) == 3
+
+
+def command_of(folders: dict[str, Path], weights: Path, out: Path) -> list[str]:
+    return [
+        *("finetune", "--weights", str(weights), "--output", str(out), "--quiet"),
+        *("--images", str(folders["images"]), "--labels", str(folders["labels"])),
+        *("--steps", "8", "--cube", "16", "--spacing", "2", "--device", "cpu", "--compare", "none"),
+    ]
+
+
+def same_files(first: Path, second: Path) -> bool:
+    same_scores = (first / "metrics.csv").read_bytes() == (second / "metrics.csv").read_bytes()
+    loaded = [umh.load_segmenter(folder).state_dict().values() for folder in (first, second)]
+    return same_scores and all(torch.equal(a, b) for a, b in zip(*loaded, strict=True))
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_ends_bitwise_as_an_uninterrupted_one(
+    tmp_path, folders, weights
+):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    start = [sys.executable, "-m", "universal_model_hub"]
+    whole = command_of(folders, weights, tmp_path / "whole")
+    began = time.monotonic()
+    subprocess.run([*start, *whole], cwd=ROOT, env=environment, check=True)
+    seconds = time.monotonic() - began
+    rng = np.random.default_rng(0)
+    command = [*start, *command_of(folders, weights, tmp_path / "parts")]
+    for share in (*rng.uniform(0.3, 0.95, 5), None):
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+        try:
+            _, told = process.communicate(timeout=None if share is None else share * seconds)
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+    assert process.returncode == 0, told
+    assert same_files(tmp_path / "whole", tmp_path / "parts")
+    assert not (tmp_path / "parts" / "work").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model_and_the_first_reports_it(tmp_path, folders, weights):
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+            *("-m", "universal_model_hub", *command_of(folders, weights, out)),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Judged on") == 1
+    assert umh.load_segmenter(out).head_trained
+    assert not (out / "work").exists()
