@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from universal_model_hub.errors import CheckpointError, ConfigError
-from universal_model_hub.fit.engine import StopRequest
-from universal_model_hub.fit.loop import fit
+from universal_model_hub.fit.engine import Process, StopRequest
+from universal_model_hub.fit.loop import Batches, fit
 from universal_model_hub.fit.losses import batch_loss, dice_loss
 from universal_model_hub.fit.sampling import CubeSampler, LoadedCase, LoadedScan, ScanSampler
 from universal_model_hub.fit.settings import FinetuneSettings
@@ -180,6 +180,14 @@ def test_a_batch_is_the_same_however_many_processes_share_it():
     assert torch.equal(whole[1::2], shares[1])
     with pytest.raises(ConfigError, match="3 processes"):
         sampler.batch(3, 0, 3)
+
+
+def test_batches_drawn_ahead_are_the_same():
+    sampler, alone = CubeSampler([ball_case()], SETTINGS, 2), Process(0, 1, torch.device("cpu"))
+    with Batches(sampler, 6, alone, ahead=3) as batches:
+        for step in range(2, 6):
+            assert torch.equal(batches(step)[0], sampler.batch(step)[0])
+        assert not batches.drawn
 
 
 def test_a_batch_without_annotation_gives_no_gradient_and_no_nan():

@@ -6,6 +6,7 @@ Shape letters: N batch, X Y Z axes, K classes.
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +33,7 @@ from universal_model_hub.fit.settings import FinetuneSettings
 from universal_model_hub.fit.trainable import parameter_groups, set_train_mode
 
 SAVE_SECONDS = 120.0
+AHEAD = 4  # batches drawn while a GPU works
 
 
 class Sampler(Protocol):
@@ -39,6 +41,40 @@ class Sampler(Protocol):
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[Tensor, Tensor]:
         """Return inputs (N, C, X, Y, Z) and targets."""
+
+
+class Batches:
+    """The batches of a process, step by step; on a GPU drawn ahead by threads of their own.
+
+    A batch depends on its step alone, so it is the same either way.
+    """
+
+    def __init__(
+        self, sampler: Sampler, steps: int, process: Process, ahead: int | None = None
+    ) -> None:
+        self.sampler, self.steps, self.process = sampler, steps, process
+        self.ahead = (AHEAD if process.device.type == "cuda" else 0) if ahead is None else ahead
+        self.pool = ThreadPoolExecutor(self.ahead) if self.ahead else None
+        self.drawn: dict[int, Future[tuple[Tensor, Tensor]]] = {}
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return the batch of a step."""
+        if self.pool is None:
+            return self._batch(step)
+        for number in range(step, min(step + self.ahead, self.steps - 1) + 1):
+            if number not in self.drawn:
+                self.drawn[number] = self.pool.submit(self._batch, number)
+        return self.drawn.pop(step).result()
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
+        return self.sampler.batch(step, self.process.rank, self.process.world_size)
 
 
 @dataclass
@@ -105,9 +141,9 @@ def fit(
     )
     saved = started = time.monotonic()
     stopping = False
-    with bar:
+    with bar, Batches(sampler, settings.steps, process) as batches:
         while run.step < settings.steps and not stopping and not run.is_exhausted():
-            loss = run.train_step(wrapped, sampler)
+            loss = run.train_step(wrapped, batches(run.step))
             bar.update()
             bar.set_postfix(loss=f"{loss:.3g}", refresh=False)
             if after_step is not None:
@@ -165,8 +201,8 @@ class _Run:
             return min(1.0, (step + 1) / max(1, settings.warmup_steps))
         return cosine_factor(step, settings.steps, settings.warmup_steps, 0.0)
 
-    def train_step(self, wrapped: nn.Module, sampler: Sampler) -> float:
-        """One optimizer step; return the loss.
+    def train_step(self, wrapped: nn.Module, batch: tuple[Tensor, Tensor]) -> float:
+        """One optimizer step on a batch; return the loss.
 
         Raises:
             CheckpointError: If it is not finite; nothing of the step is kept.
@@ -177,7 +213,6 @@ class _Run:
         spared = process.world_size == 1 and settings.train == "all"
         if spared:
             set_trainable(self.model, head_only=head_only)  # spares the backward pass
-        batch = sampler.batch(self.step, process.rank, process.world_size)
         images, targets = (t.to(process.device, non_blocking=True) for t in batch)
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(process.device, settings.precision):

@@ -101,19 +101,15 @@ def class_labels(labels: np.ndarray, numbers: Mapping[int, int]) -> np.ndarray:
     Raises:
         ConfigError: If a value has no class.
     """
-    values = np.rint(np.asarray(labels)).astype(np.int64)
+    values, places = np.unique(np.asarray(labels), return_inverse=True)
     known = {0: 0, NOT_ANNOTATED: NOT_ANNOTATED, **numbers}
-    unknown = [int(value) for value in np.unique(values) if int(value) not in known]
+    unknown = [float(value) for value in values if float(value) not in known]
     if unknown:
         raise ConfigError(
             f"Expected the label values {sorted(known)}, got {unknown[:8]}. Correct the label map."
         )
-    low = int(values.min())
-    table = np.zeros(int(values.max()) - low + 1, np.int16)
-    for value, number in known.items():
-        if low <= value < low + len(table):
-            table[value - low] = number
-    return table[values - low]
+    table = np.array([known[int(value)] for value in values], np.int16)
+    return table[places].reshape(np.shape(labels))
 
 
 def slabs_kept_back(labels: Volume) -> np.ndarray:
