@@ -103,10 +103,11 @@ def class_labels(labels: np.ndarray, numbers: Mapping[int, int]) -> np.ndarray:
     """
     values, places = np.unique(np.asarray(labels), return_inverse=True)
     known = {0: 0, NOT_ANNOTATED: NOT_ANNOTATED, **numbers}
-    unknown = [float(value) for value in values if float(value) not in known]
+    unknown = [f"{float(value):g}" for value in values if float(value) not in known]
     if unknown:
         raise ConfigError(
-            f"Expected the label values {sorted(known)}, got {unknown[:8]}. Correct the label map."
+            f"Expected the label values {sorted(known)}, got {', '.join(unknown[:8])}. Correct the "
+            "label map."
         )
     table = np.array([known[int(value)] for value in values], np.int16)
     return table[places].reshape(np.shape(labels))
