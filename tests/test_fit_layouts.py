@@ -437,3 +437,19 @@ def test_subjects_without_a_class_are_told(tmp_path):
     assert [(c.id, c.target) for c in data.cases] == [("sub-01", "AD")]
     assert "sub-02: Expected a class of sub-02 in participants.tsv" in told(data)
     assert "sub-03: Expected a class of sub-03 in participants.tsv" in told(data)
+
+
+def test_a_decathlon_list_with_numbered_names_is_no_nnunet_folder(tmp_path):
+    for name in ("imagesTr/p_0000", "imagesTr/p_0001", "labelsTr/p_0000", "labelsTr/p_0001"):
+        scan(tmp_path / f"{name}.nii.gz")
+
+    def described(names):
+        pairs = [{"image": f"imagesTr/{n}.nii.gz", "label": f"labelsTr/{n}.nii.gz"} for n in names]
+        (tmp_path / "dataset.json").write_text(json.dumps({"training": pairs}))
+        return read_cases(data=tmp_path)
+
+    data = described(["p_0000", "p_0001"])
+    assert (data.layout, [c.id for c in data.cases]) == ("msd", ["p_0000", "p_0001"])
+    scan(tmp_path / "labelsTr" / "p.nii.gz")
+    data = described(["p"])  # nnU-Net 1 lists the case, not its channels
+    assert (data.layout, [len(c.images) for c in data.cases]) == ("nnunet", [2])
