@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -280,3 +281,24 @@ def test_two_processes_train_one_model_and_the_first_reports_it(tmp_path, folder
     assert done.stdout.count("Judged on") == 1
     assert umh.load_segmenter(out).head_trained
     assert not (out / "work").exists()
+
+
+def test_a_run_stopped_while_it_tidied_up_is_brought_to_its_end(
+    tmp_path, folders, weights, monkeypatch
+):
+    options = {**folders, "weights": weights, "progress": False, **QUICK}
+    remove = shutil.rmtree
+
+    def stop_at_work(path, *rest, **more):
+        if Path(path).name == "work":
+            raise KeyboardInterrupt
+        remove(path, *rest, **more)
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr("shutil.rmtree", stop_at_work)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(tmp_path / "out", **options)
+    before = weights_of(tmp_path / "out")
+    finetune(tmp_path / "out", **options)
+    assert weights_of(tmp_path / "out") == before
+    assert not (tmp_path / "out" / "work").exists()

@@ -34,7 +34,7 @@ from universal_model_hub.fit.request import DEFAULT_WEIGHTS, Plan, Request, make
 from universal_model_hub.fit.stages import prepare_all, run_plan, sides
 from universal_model_hub.saving import FILES
 
-WORK = "work"
+WORK, PLAN = "work", "plan.json"  # of an unfinished run
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,6 @@ def run_request(
             process,
             data_sha256=data_sha256(prepare_all(plan, plan.data.cases, work)),
             seconds=time.monotonic() - began,
-            force=force,
         )
         shutil.rmtree(work)
     wait_for_all(process)
@@ -177,13 +176,15 @@ def run_request(
 def check_output(output: Path, *, force: bool) -> None:
     """Refuse an output folder that could not be written or holds a model.
 
+    A model beside an unfinished run is that run's own: it was stopped while it tidied up.
+
     Raises:
         ConfigError: If so.
     """
     if output.exists() and not output.is_dir():
         raise ConfigError(f"Expected a folder for the model, {output} is a file. Choose another.")
     there = [name for name in FILES if (output / name).exists()]
-    if there and not force:
+    if there and not force and not (output / WORK / PLAN).is_file():
         raise ConfigError(
             f"The folder {output} holds {', '.join(there)} already. Choose another, or pass force "
             "(--force) to replace it."
@@ -200,7 +201,7 @@ def start_work(plan: Plan, work: Path, *, force: bool) -> None:
         CheckpointError: If it was for something else; the differences are listed.
         ConfigError: If the prepared scans do not fit on the disk.
     """
-    stored = work / "plan.json"
+    stored = work / PLAN
     if stored.is_file():
         differences = config_differences(parse_json(stored.read_bytes()), plan.to_json())
         if not differences:

@@ -65,7 +65,6 @@ def write_outcome(
     *,
     data_sha256: str,
     seconds: float,
-    force: bool,
 ) -> None:
     """Write everything that stays; the model comes last, so that a folder with one is complete.
 
@@ -76,7 +75,6 @@ def write_outcome(
         process: Says on what it ran.
         data_sha256: Of all cases as they were trained on.
         seconds: Of everything, in this start of the run.
-        force: Replace a model that is there.
     """
     origin = provenance(plan, arms[0], process, data_sha256)
     metrics = metrics_of(plan, arms)
@@ -91,7 +89,7 @@ def write_outcome(
         name=output.resolve().name,
         provenance=origin,
         metrics=metric_rows(plan, arms[0]),
-        force=force,
+        force=True,  # what may be replaced was settled before anything was trained
     )
 
 
