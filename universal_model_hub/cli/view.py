@@ -24,7 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "scan", type=Path, metavar="SCAN", help="a scan, or a folder of DICOM files"
     )
     parser.add_argument(
-        "labels", nargs="*", type=Path, metavar="LABELS", help="label maps on the scan's grid"
+        "labels",
+        nargs="*",
+        type=Path,
+        metavar="LABELS",
+        help="label maps on the scan's grid",
     )
     parser.add_argument(
         "--label-names",
@@ -44,9 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --model: its features, three main components as colors",
     )
     parser.add_argument("--modality", choices=("auto", "CT", "MR"), default="auto")
-    parser.add_argument("--device", default="cpu", help="where the model runs (default: cpu)")
     parser.add_argument("--port", type=int, default=0, help="on 127.0.0.1; 0 takes a free one")
     parser.add_argument("--no-browser", action="store_true", help="print the address only")
+    options.add_network(parser)
     options.add_hub(parser)
     options.add_json(parser)
 
@@ -67,6 +71,10 @@ def run(args: argparse.Namespace) -> int:
             probabilities=args.probabilities,
             show_features=args.features,
             modality=args.modality,
+            device=args.device,
+            precision=args.precision,
+            memory_limit=args.memory_limit,
+            progress=sys.stderr is not None and sys.stderr.isatty() and not args.quiet,
         )
         with ViewerServer(scene, args.port) as server:
             thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -87,10 +95,24 @@ def run(args: argparse.Namespace) -> int:
 
 
 def load_model(args: argparse.Namespace) -> "nn.Module":
-    """Load a segmenter, or for features alone an encoder."""
+    """Load a segmenter, or of other weights the encoder, for features alone.
+
+    Raises:
+        ConfigError: If the device cannot be used, or the model has nothing to show.
+    """
+    from universal_model_hub.assemble import torch_device
+    from universal_model_hub.config import read_config
+    from universal_model_hub.hub import resolve_model
     from universal_model_hub.loading import load_encoder, load_segmenter
 
+    torch_device(args.device)
     more = options.hub_options(args)
+    kind = read_config(resolve_model(args.model, **more).config).kind
+    if kind == "segmenter":
+        return load_segmenter(args.model, in_channels=None, device=args.device, **more)
     if args.features and not args.probabilities:
-        return load_encoder(args.model, device=args.device, **more)
-    return load_segmenter(args.model, device=args.device, **more)
+        return load_encoder(args.model, in_channels=None, device=args.device, **more)
+    raise ConfigError(
+        f"Expected --model to be a segmenter, {args.model} is of kind {kind}. Pass --features "
+        "alone to see its features, or another model."
+    )

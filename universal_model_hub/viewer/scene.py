@@ -1,5 +1,6 @@
 """Scans, labels, probabilities and features as files that the page draws."""
 
+import colorsys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,13 @@ from torch import nn
 
 from universal_model_hub.errors import ConfigError, GeometryError
 from universal_model_hub.features import FeatureMap, features
+from universal_model_hub.networks.unet3d import Encoder
 from universal_model_hub.predict import predict
 from universal_model_hub.preprocess.modality import recognized, sample_of
 from universal_model_hub.volume import Volume, load_volume, save_volume
+from universal_model_hub.volume.grid import largest_shift
 
-COLORS = (
+COLORS = (  # of the labels 1 to 15
     *((230, 97, 1), (94, 158, 219), (90, 180, 90), (204, 84, 160), (240, 200, 60)),
     *((120, 110, 210), (60, 200, 190), (200, 60, 60), (150, 110, 70), (170, 200, 90)),
     *((255, 150, 170), (30, 120, 120), (190, 170, 255), (110, 70, 140), (220, 160, 110)),
@@ -26,10 +29,12 @@ CT_WINDOWS = {  # center and width as read in clinics: lowest and highest HU
     "bone": (-450.0, 1050.0),
     "brain": (0.0, 80.0),
 }
-SAME_PLACE_MM = 0.1
+SAME_PLACE = 0.05  # voxels that a corner of a label map may be off
 MOST_LABELS = 1000
 FEATURE_LEVEL = 2  # a quarter of the grid's sides: what the network sees, at a bearable size
 COMPONENT_SAMPLES = 20_000  # voxels that the principal components are found on
+AUTOMATIC_RANGE = (1.0, 99.5)  # percentiles that an MR scan is first shown in
+NOT_ANNOTATED = -1  # as in fine-tuning; shown as background
 COMPONENT_RANGE = (2.0, 98.0)  # percentiles that become black and full
 
 
@@ -61,6 +66,7 @@ def make_scene(
     probabilities: bool = False,
     show_features: bool = False,
     modality: str = "auto",
+    **options: Any,
 ) -> Scene:
     """Load, check and run everything, and write it into a folder.
 
@@ -69,10 +75,11 @@ def make_scene(
         scan: What is shown in gray.
         labels: Label maps on the scan's grid.
         label_names: Names of label values.
-        model: A segmenter, or with ``show_features`` alone anything that has an encoder.
+        model: A segmenter, or an encoder, which has features only.
         probabilities: Show a map for each class of the model.
         show_features: Show the model's features, three principal components as red, green, blue.
         modality: See ``predict``.
+        options: Further keywords of ``predict``, such as ``device``.
 
     Raises:
         VolumeError: If a scan cannot be read.
@@ -85,10 +92,10 @@ def make_scene(
     _add_scan(scene, scan, volume, modality)
     for number, (path, found) in enumerate(zip(labels, maps, strict=True)):
         _add_labels(scene, f"labels{number}.nii", path.name, found, label_names or {})
-    if model is not None and (probabilities or not show_features):
-        _add_answer(scene, model, volume, modality, probabilities=probabilities)
+    if model is not None and not isinstance(model, Encoder):
+        _add_answer(scene, model, volume, probabilities, modality=modality, **options)
     if model is not None and show_features:
-        found_map = features(model, volume, FEATURE_LEVEL, modality=modality)
+        found_map = features(model, volume, FEATURE_LEVEL, modality=modality, **options)
         _save_colors(found_map, scene.add("features.nii", "features (3 components)", "colors"))
     return scene
 
@@ -102,84 +109,138 @@ def principal_colors(array: np.ndarray) -> np.ndarray:
     Returns:
         (X, Y, Z, 3) uint8.
     """
-    flat = array.reshape(len(array), -1).T.astype(np.float64)
+    flat = array.reshape(len(array), -1)
     rng = np.random.default_rng(0)
-    some = flat[rng.choice(len(flat), min(len(flat), COMPONENT_SAMPLES), replace=False)]
+    chosen = rng.choice(flat.shape[1], min(flat.shape[1], COMPONENT_SAMPLES), replace=False)
+    some = flat[:, chosen].T.astype(np.float64)
     mean = some.mean(axis=0)
     axes = np.linalg.svd(some - mean, full_matrices=False)[2][:3]
     axes *= np.where(axes.sum(axis=1) < 0, -1, 1)[:, None]  # a sign that does not depend on luck
-    values = (flat - mean) @ axes.T
-    low, high = np.percentile(values, COMPONENT_RANGE, axis=0)
-    scaled = (values - low) / np.maximum(high - low, 1e-12)
-    colors = np.zeros((len(flat), 3), np.uint8)
-    colors[:, : scaled.shape[1]] = np.rint(255 * scaled.clip(0, 1))
+    colors = np.zeros((flat.shape[1], 3), np.uint8)
+    for color, axis in enumerate(axes):
+        values = axis.astype(flat.dtype) @ flat - axis @ mean
+        low, high = np.percentile(values, COMPONENT_RANGE)
+        scaled = (values - low) / max(high - low, 1e-12)
+        colors[:, color] = np.rint(255 * scaled.clip(0, 1))
     return colors.reshape(*array.shape[1:], 3)
+
+
+def label_counts(array: np.ndarray) -> dict[float, int]:
+    """Return the values that occur, in order, with their voxels; stops beyond ``MOST_LABELS``.
+
+    Args:
+        array: (X, Y, Z).
+    """
+    counts: dict[float, int] = {}
+    for plane in array:  # plane by plane: sorting a whole scan takes several times its memory
+        values, voxels = np.unique(plane, return_counts=True)
+        for value, number in zip(values.tolist(), voxels.tolist(), strict=True):
+            counts[value] = counts.get(value, 0) + number
+        if len(counts) > MOST_LABELS:
+            break
+    return dict(sorted(counts.items()))
+
+
+def color_of(value: int) -> tuple[int, int, int]:
+    """Return the color of a label, the same in every label map."""
+    if 1 <= value <= len(COLORS):
+        return COLORS[value - 1]
+    hue = value * 0.618034 % 1  # steps of the golden section keep neighbors apart
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.65, 0.9)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def _add_scan(scene: Scene, path: Path, volume: Volume, modality: str) -> None:
     sample = sample_of(volume.array)
     known = recognized(sample).modality if modality == "auto" else modality
-    low, high = (float(p) for p in np.percentile(sample, [1, 99.5]))
     if known == "CT":
         scene.windows = dict(CT_WINDOWS)
-        low, high = CT_WINDOWS["soft tissue"]
-    scene.windows["full range"] = (float(sample.min()), float(sample.max()))
+    else:
+        scene.windows["automatic"] = _window(*np.percentile(sample, AUTOMATIC_RANGE))
+    scene.windows["full range"] = _window(volume.array.min(), volume.array.max())
     unit = "HU" if known == "CT" else ""
-    save_volume(volume, scene.add("scan.nii", path.name, "scan", window=[low, high], unit=unit))
+    save_volume(volume, scene.add("scan.nii", path.name, "scan", unit=unit))
+
+
+def _window(low: float, high: float) -> tuple[float, float]:
+    return float(low), float(high) if high > low else float(low) + 1
 
 
 def _label_map(path: Path, scan: Volume) -> Volume:
     volume = load_volume(path)
-    if volume.shape != scan.shape or not _same_place(volume, scan):
+    if volume.shape != scan.shape:
         raise GeometryError(
-            f"Expected {path.name} on the scan's grid of {scan.shape} voxels, got {volume.shape}"
-            f"{'' if volume.shape != scan.shape else ' in another place'}. Resample it first."
+            f"Expected {path.name} on the scan's grid of {scan.shape} voxels, got {volume.shape}. "
+            "Resample it first."
         )
-    values = np.unique(volume.array)
-    if len(values) > MOST_LABELS or (values != np.rint(values)).any() or values.min() < -1:
+    shift = largest_shift(scan.affine, volume.affine, scan.shape)
+    if shift > SAME_PLACE:
+        raise GeometryError(
+            f"Expected {path.name} at the scan's place, it lies up to {shift:.3g} voxels off. "
+            "Correct the header, or resample it first."
+        )
+    values = list(label_counts(volume.array))
+    if len(values) > MOST_LABELS or any(v != int(v) for v in values) or values[0] < NOT_ANNOTATED:
+        many = f"more than {MOST_LABELS}" if len(values) > MOST_LABELS else str(len(values))
         raise ConfigError(
-            f"Expected whole numbers from 0 in {path.name}, got {len(values)} values from "
-            f"{values.min():g} to {values.max():g}: is it a label map?"
+            f"Expected whole numbers from 0 in {path.name}, got {many} values, such as "
+            f"{values[0]:g} and {values[-1]:g}. Pass a label map; a second scan gets its own page."
         )
-    kind = np.uint8 if values.max() < 256 else np.int16
-    return Volume(np.maximum(volume.array, 0).astype(kind), scan.affine)
-
-
-def _same_place(volume: Volume, scan: Volume) -> bool:
-    far = np.array([*scan.shape, 1.0])
-    off = np.abs((volume.affine - scan.affine) @ np.stack([far, [0, 0, 0, 1.0]], axis=1))
-    return bool(off.max() < SAME_PLACE_MM)
+    return volume
 
 
 def _add_labels(
     scene: Scene, file: str, name: str, volume: Volume, names: Mapping[int, str]
 ) -> None:
-    values = [int(value) for value in np.unique(volume.array) if value > 0]
+    """Add labels, numbered from 1 in the file: the page's table of colors has an entry a number."""
+    counts = {int(v): n for v, n in label_counts(volume.array).items() if v > 0}
+    voxel_ml = abs(float(np.linalg.det(volume.affine[:3, :3]))) / 1000
     legend = [
         {
             "value": value,
             "name": names.get(value, f"label {value}"),
-            "color": COLORS[(value - 1) % len(COLORS)],
+            "color": color_of(value),
+            "ml": round(number * voxel_ml, 2),
         }
-        for value in values
+        for value, number in counts.items()
     ]
-    save_volume(volume, scene.add(file, name, "labels", legend=legend))
+    numbered = np.zeros(volume.shape, np.uint8 if len(counts) < 256 else np.uint16)
+    for plane, found in zip(numbered, volume.array, strict=True):
+        plane[:] = np.searchsorted([0, *counts], np.maximum(found, 0))
+    path = scene.add(file, name, "labels", legend=legend)
+    save_volume(Volume(numbered, volume.affine), path)
 
 
 def _add_answer(
-    scene: Scene, model: nn.Module, volume: Volume, modality: str, *, probabilities: bool
+    scene: Scene, model: nn.Module, volume: Volume, probabilities: bool, **options: Any
 ) -> None:
     names = dict(getattr(getattr(model, "config", None), "labels", None) or {})
-    answer = predict(model, volume, modality=modality)
-    labels = Volume(np.asarray(answer.array).astype(np.uint8), volume.affine)
-    _add_labels(scene, "predicted.nii", "predicted", labels, names)
     if not probabilities:
+        labels = predict(model, volume, **options)
+        _add_labels(scene, "predicted.nii", "predicted", labels, names)
         return
-    for value, found in predict(model, volume, modality=modality, output="probabilities").items():
-        if value == 0:
-            continue
-        name = f"probability of {names.get(value, f'label {value}')}"
-        _save_share(found, scene.add(f"probability{value}.nii", name, "map"))
+    shares = predict(model, volume, output="probabilities", **options)
+    _add_labels(scene, "predicted.nii", "predicted", likeliest(shares), names)
+    for value, share in shares.items():
+        if value != 0:
+            name = names.get(value, f"label {value}")
+            _save_share(share, scene.add(f"probability{value}.nii", name, "map"))
+
+
+def likeliest(shares: Mapping[int, Volume]) -> Volume:
+    """Return the labels that ``predict`` gives beside these probabilities, without a second run.
+
+    Args:
+        shares: A volume a class, by class; of one class alone, its label where it is above 0.5.
+    """
+    first = next(iter(shares.values()))
+    best = np.full(first.shape, 0.5, np.float32) if len(shares) == 1 else first.array.copy()
+    labels = np.zeros(first.shape, np.uint8 if len(shares) < 256 else np.uint16)
+    for value, share in shares.items():
+        above = share.array > best
+        labels[above] = value
+        np.maximum(best, share.array, out=best)
+    return Volume(labels, first.affine)
 
 
 def _save_share(volume: Volume, path: Path) -> None:

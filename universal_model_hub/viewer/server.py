@@ -6,6 +6,7 @@ another machine, nor another user's program, nor a page of another site reads th
 
 import json
 import secrets
+import sys
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -55,6 +56,7 @@ class ViewerServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    block_on_close = False  # a browser that is slow to read must not delay Ctrl-C
 
     def __init__(self, scene: Scene, port: int = 0) -> None:
         self.token = secrets.token_urlsafe(18)
@@ -73,6 +75,11 @@ class ViewerServer(ThreadingHTTPServer):
         """Where the page is."""
         return f"http://{HOST}:{self.server_port}/{self.token}/"
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a browser that left in the middle of an answer; it is no error of ours."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
 
 class _Handler(BaseHTTPRequestHandler):
     server: ViewerServer
@@ -81,38 +88,32 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer with a file of the scene or of the page."""
-        self._answer(body=True)
-
-    def do_HEAD(self) -> None:
-        """Answer with the headers of it."""
-        self._answer(body=False)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: a scan's name is nobody's business."""
-
-    def _answer(self, *, body: bool) -> None:
         port = self.server.server_port
+        # A page of another site that lets its own name point here still sends its own name.
         if self.headers.get("Host") not in (f"{HOST}:{port}", f"localhost:{port}"):
             return self._refuse(HTTPStatus.FORBIDDEN)
-        _, token, *rest = self.path.split("?")[0].split("/")
-        if len(rest) != 1 or not secrets.compare_digest(token, self.server.token):
+        start, _, name = self.path.split("?")[0].rpartition("/")
+        # As bytes: text must be ASCII to be compared, and a request may hold anything.
+        if not secrets.compare_digest(start.encode(), f"/{self.server.token}".encode()):
             return self._refuse(HTTPStatus.NOT_FOUND)
-        name = rest[0] or "index.html"
+        name = name or "index.html"
         if name in self.server.served.texts:
             content = self.server.served.texts[name]
             self._head(name, len(content))
-            if body:
-                self.wfile.write(content)
+            self.wfile.write(content)
         elif name in self.server.served.files:
-            self._send(self.server.served.files[name], body=body)
+            self._send(self.server.served.files[name])
         else:
             self._refuse(HTTPStatus.NOT_FOUND)
         return None
 
-    def _send(self, path: Path, *, body: bool) -> None:
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: a scan's name is nobody's business."""
+
+    def _send(self, path: Path) -> None:
         with path.open("rb") as stream:
             self._head(path.name, path.stat().st_size)
-            while body and (chunk := stream.read(CHUNK)):
+            while chunk := stream.read(CHUNK):
                 self.wfile.write(chunk)
 
     def _head(self, name: str, size: int) -> None:
