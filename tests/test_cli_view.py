@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from threading import Thread
 
@@ -150,6 +151,7 @@ def test_a_model_shows_what_it_found_how_sure_it_is_and_its_features(tmp_path, p
     scene = make_scene(place, scan, model=segmenter, probabilities=True, show_features=True)
     kinds = [volume["kind"] for volume in scene.volumes]
     assert kinds == ["scan", "labels", "map", "map", "colors"]
+    assert [volume["shown"] for volume in scene.volumes[1:]] == [True, False, False, False]
     assert scene.volumes[3]["name"] == "bone"
     legend = [0, *(entry["value"] for entry in scene.volumes[1]["legend"])]
     shown = np.array(legend)[umh.load_volume(place / "predicted.nii").array]
@@ -293,6 +295,7 @@ def test_a_browser_draws_the_page(scan, labels, tmp_path):
         with Browser(tmp_path / "profile") as browser:
             browser.open(address)
             check_page(browser)
+            check_saved_picture(browser, tmp_path / "saved")
             assert browser.messages == []
     finally:
         process.terminate()
@@ -328,3 +331,15 @@ def check_page(browser: Browser) -> None:
     browser.key("o")
     browser.wait_for("viewer.volumes.length === 4")
     assert browser.run("viewer.volumes.slice(1).every((volume) => volume.opacity === 0)")
+
+
+def check_saved_picture(browser: Browser, folder: Path) -> None:
+    folder.mkdir()
+    browser.command("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+    browser.key("s")
+    end = time.monotonic() + 60
+    while not list(folder.glob("*.png")):
+        assert time.monotonic() < end, "no picture was saved"
+        time.sleep(0.2)
+    (picture,) = folder.glob("*.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")

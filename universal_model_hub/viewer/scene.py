@@ -97,6 +97,9 @@ def make_scene(
     if model is not None and show_features:
         found_map = features(model, volume, FEATURE_LEVEL, modality=modality, **options)
         _save_colors(found_map, scene.add("features.nii", "features (3 components)", "colors"))
+    for number, overlay in enumerate(scene.volumes[1:]):
+        # All given labels at first, else what comes first; one above the other nobody can read.
+        overlay["shown"] = number < max(1, len(labels))
     return scene
 
 

@@ -42,7 +42,7 @@ function look(volume) {
     return { colormap: "gray", opacity: 1, cal_min: low, cal_max: high };
   }
   if (volume.kind === "map") return { colormap: "inferno", opacity: 0.6, cal_min: 0.02, cal_max: 1 };
-  return { colormap: "gray", opacity: 0.5 };
+  return { colormap: "gray", opacity: volume.shown ? 0.5 : 0 };
 }
 
 // A table for NiiVue: one entry a label, in the order of the legend; the background and labels that
@@ -82,7 +82,7 @@ function makeControls() {
 }
 
 function overlayBox(volume) {
-  const { box, shown, opacity } = switches(volume.name, true, 0.5);
+  const { box, shown, opacity } = switches(volume.name, volume.shown, 0.5);
   const apply = () => setOpacity(volume.image, shown.checked ? Number(opacity.value) : 0);
   shown.addEventListener("change", apply);
   opacity.addEventListener("input", () => { shown.checked = true; apply(); });
@@ -103,7 +103,7 @@ function legendList(volume) {
     swatch.style.backgroundColor = `rgb(${label.color.join(",")})`;
     toggle.setAttribute("aria-pressed", true);
     toggle.title = "hide or show";
-    toggle.append(swatch, element("span", label.name), element("span", `${label.ml} ml`, "ml"));
+    toggle.append(swatch, element("span", label.name), element("span", `${label.ml < 10 ? label.ml : Math.round(label.ml)} ml`, "ml"));
     line.append(toggle);
     volume.list.append(line);
   }
