@@ -112,7 +112,7 @@ def test_f01_a_volume_smaller_than_any_cube_is_padded_and_cropped_back():
 
 def test_f04_a_run_that_cannot_fit_names_need_and_limit(monkeypatch):
     model, scan = segmenter(), Volume(np.zeros((512, 512, 400), np.int16), np.eye(4))
-    monkeypatch.setattr(job_module, "preprocess_channels", None)  # it is never called: the error comes first
+    monkeypatch.setattr(job_module, "preprocess_channels", None)  # never called: the error is first
 
     with pytest.raises(TooLargeError, match=r"within 1 MiB .*memory_limit.* at least [\d,]+ MiB"):
         predict(model, scan, modality="CT", memory_limit=MIB)
