@@ -74,6 +74,8 @@ function makeControls() {
   if (overlays.length + maps.length) at("overlays").append(element("h2", "Overlays"));
   for (const volume of overlays) at("overlays").append(overlayBox(volume));
   if (maps.length) at("overlays").append(mapBox(maps));
+  // Room for all lines, so that the controls below stay where they are.
+  at("place").style.minHeight = `${1.45 * (2 + overlays.length + Math.min(1, maps.length))}em`;
   at("canvas").addEventListener("pointermove", onPointer);
   at("canvas").addEventListener("pointerleave", () => tell("crosshair", viewer.scene.crosshairPos));
   document.addEventListener("keydown", onKey, true);
