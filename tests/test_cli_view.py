@@ -160,7 +160,7 @@ def test_a_model_shows_what_it_found_how_sure_it_is_and_its_features(tmp_path, p
     share = nibabel.load(place / "probability2.nii").get_fdata()
     expected = umh.predict(segmenter, volume, output="probabilities")[2].array
     np.testing.assert_allclose(share, expected, atol=1 / 255)
-    assert nibabel.load(place / "features.nii").get_data_dtype().names == ("R", "G", "B", "A")
+    assert nibabel.load(place / "features.nii").get_data_dtype().names == ("R", "G", "B")
 
 
 def test_components_become_colors_that_tell_regions_apart():
@@ -168,18 +168,8 @@ def test_components_become_colors_that_tell_regions_apart():
     array[:, :4] = np.array([1, 2, 0, 0, 1], np.float32).reshape(5, 1, 1, 1)
     array[:, 4:] = np.array([0, 0, 3, 1, 0], np.float32).reshape(5, 1, 1, 1)
     colors = principal_colors(array)
-    assert colors.shape == (8, 8, 8, 4)
+    assert colors.shape == (8, 8, 8, 3)
     assert abs(int(colors[0, 0, 0, 0]) - int(colors[7, 0, 0, 0])) == 255
-
-
-def test_what_looks_like_the_air_around_is_clear_in_a_feature_map():
-    array = np.random.default_rng(0).normal(0, 0.01, (5, 10, 10, 8)).astype(np.float32)
-    array[1, 3:7, 3:7] += 1  # through all of Z, as a body is
-    array[3, 4:6, 4:6] += 1
-    array[4, 3:5, 3:7] += 1
-    opacity = principal_colors(array)[..., 3]
-    assert opacity[3:7, 3:7].min() == 255
-    assert opacity[:3].mean() < 100
 
 
 def test_only_this_machine_with_the_address_gets_anything(server):
@@ -338,8 +328,13 @@ def check_page(browser: Browser) -> None:
     browser.run("[...document.querySelectorAll('.shown')].at(-1).click()")
     browser.wait_for("viewer.volumes.length === 5")
     assert "probability of lung: 0." in browser.run("document.getElementById('place').textContent")
+    # Features cover everything in 3D: while they are on, the planes alone are drawn.
+    assert browser.run("viewer.screenSlices.length") == 4
+    browser.run("document.querySelectorAll('.shown')[2].click()")
+    assert browser.run("viewer.screenSlices.length") == 3
     browser.key("o")
     browser.wait_for("viewer.volumes.length === 4")
+    assert browser.run("viewer.screenSlices.length") == 4
     assert browser.run("viewer.volumes.slice(1).every((volume) => volume.opacity === 0)")
 
 

@@ -35,8 +35,6 @@ FEATURE_LEVEL = 2  # a quarter of the grid's sides: what the network sees, at a 
 COMPONENT_SAMPLES = 20_000  # voxels that the principal components are found on
 AUTOMATIC_RANGE = (1.0, 99.5)  # percentiles that an MR scan is first shown in
 NOT_ANNOTATED = -1  # as in fine-tuning; shown as background
-MOST_CLEAR = 128  # opacity below which nothing is shown
-CLEARNESS = 4  # a quarter of a color's range away from the sides' color is opaque
 COMPONENT_RANGE = (2.0, 98.0)  # percentiles that become black and full
 
 
@@ -106,16 +104,13 @@ def make_scene(
 
 
 def principal_colors(array: np.ndarray) -> np.ndarray:
-    """Return the three main components of a feature map as red, green and blue, and an opacity.
-
-    What looks as the map's sides do, the air around the body, is clear: else the map would hide the
-    scan in 3D like a box.
+    """Return the three main components of a feature map as red, green and blue.
 
     Args:
         array: (C, X, Y, Z) float32.
 
     Returns:
-        (X, Y, Z, 4) uint8.
+        (X, Y, Z, 3) uint8.
     """
     flat = array.reshape(len(array), -1)
     rng = np.random.default_rng(0)
@@ -124,23 +119,13 @@ def principal_colors(array: np.ndarray) -> np.ndarray:
     mean = some.mean(axis=0)
     axes = np.linalg.svd(some - mean, full_matrices=False)[2][:3]
     axes *= np.where(axes.sum(axis=1) < 0, -1, 1)[:, None]  # a sign that does not depend on luck
-    colors = np.zeros((flat.shape[1], 4), np.uint8)
+    colors = np.zeros((flat.shape[1], 3), np.uint8)
     for color, axis in enumerate(axes):
         values = axis.astype(flat.dtype) @ flat - axis @ mean
         low, high = np.percentile(values, COMPONENT_RANGE)
         scaled = (values - low) / max(high - low, 1e-12)
         colors[:, color] = np.rint(255 * scaled.clip(0, 1))
-    colors = colors.reshape(*array.shape[1:], 4)
-    sides = np.concatenate([side.reshape(-1, 3) for side in _sides(colors[..., :3])])
-    unlike = np.abs(colors[..., :3] - np.median(sides, axis=0)).max(axis=-1)
-    colors[..., 3] = (CLEARNESS * unlike).clip(0, 255)
-    colors[colors[..., 3] < MOST_CLEAR] = 0  # NiiVue shows the color of clear voxels faintly
-    return colors
-
-
-def _sides(colors: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return the outer planes along X and Y; those along Z may cut through the body."""
-    return colors[0], colors[-1], colors[:, 0], colors[:, -1]
+    return colors.reshape(*array.shape[1:], 3)
 
 
 def label_counts(array: np.ndarray) -> dict[float, int]:
@@ -270,5 +255,5 @@ def _save_share(volume: Volume, path: Path) -> None:
 
 def _save_colors(found: FeatureMap, path: Path) -> None:
     colors = principal_colors(found.array)
-    rgba = np.dtype([(channel, np.uint8) for channel in "RGBA"])
-    nibabel.save(nibabel.Nifti1Image(colors.view(rgba)[..., 0], found.affine), path)
+    rgb = np.dtype([(channel, np.uint8) for channel in "RGB"])
+    nibabel.save(nibabel.Nifti1Image(colors.view(rgb)[..., 0], found.affine), path)

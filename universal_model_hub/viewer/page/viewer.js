@@ -32,6 +32,7 @@ async function start() {
   document.title = `${scene.volumes[0].name} - umh view`;
   makeControls();
   setLayout("all planes");
+  hideCovered3D();
   tell("crosshair", viewer.scene.crosshairPos);
   document.body.dataset.state = "ready";
 }
@@ -207,6 +208,14 @@ function showWindow() {
 
 function setOpacity(image, opacity) {
   viewer.setOpacity(viewer.volumes.indexOf(image), opacity);
+  hideCovered3D();
+}
+
+// Features have a color everywhere, which would hide the scan in 3D like a box.
+function hideCovered3D() {
+  const covered = scene.volumes.some((volume) => volume.kind === "colors" && volume.image.opacity > 0);
+  viewer.opts.multiplanarShowRender = covered ? 0 : 1;
+  viewer.drawScene();
 }
 
 function setLayout(name) {
