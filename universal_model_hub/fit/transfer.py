@@ -63,7 +63,7 @@ def build_model(
             **kept, in_channels=in_channels, out_channels=num_classes, activation=None
         )
     assert isinstance(unet, UNet3D)
-    sizes = kernel_sizes(unet)
+    sizes = kernel_sizes(unet) if weights is not None else {}
     if loaded is not None:
         unet.encoder.load_state_dict(loaded.encoder.state_dict())
         unet.decoder.load_state_dict(loaded.decoder.state_dict())
@@ -141,7 +141,7 @@ def build_classifier(
         torch.manual_seed(seed)
         encoder = Encoder(in_channels, **kept)
         head = ClassificationHead(encoder.num_features, num_classes)
-    sizes = kernel_sizes(encoder)
+    sizes = kernel_sizes(encoder) if weights is not None else {}
     if loaded is not None:
         encoder.load_state_dict(loaded.state_dict())
         resize_kernels(encoder, sizes)
