@@ -10,7 +10,7 @@ from universal_model_hub import save_pretrained
 from universal_model_hub.errors import CheckpointError, ConfigError
 from universal_model_hub.fit.loop import fit
 from universal_model_hub.fit.losses import segmentation_loss
-from universal_model_hub.fit.sampling import CubeSampler, LoadedCase, cut
+from universal_model_hub.fit.sampling import CubeSampler, LoadedCase, augmented, cut
 from universal_model_hub.fit.settings import FinetuneSettings
 from universal_model_hub.fit.transfer import build_model, kernel_sizes, resize_kernels
 
@@ -49,6 +49,20 @@ def test_a_batch_depends_on_seed_and_step_alone():
     assert not torch.equal(first.batch(3)[0], first.batch(4)[0])
     other_seed = CubeSampler([ball_case()], replace(SETTINGS, seed=1), 2)
     assert not torch.equal(first.batch(3)[0], other_seed.batch(3)[0])
+
+
+def test_flips_and_transposes_give_all_turns_of_a_cube_and_keep_the_shape_of_others():
+    settings = replace(SETTINGS, flip_axes=(0, 1, 2), transpose=True, intensities=False)
+    for shape, orientations in (((3, 3, 3), 48), ((3, 3, 2), 16), ((2, 3, 4), 8)):
+        labels = torch.arange(np.prod(shape)).reshape(shape)
+        seen = set()
+        for seed in range(600):
+            rng = np.random.default_rng(seed)
+            image, turned = augmented(labels[None] / 100, labels, settings, rng)
+            assert turned.shape == shape
+            assert (image[0] * 100 - turned).abs().max() < 20  # noise, no other place or scale
+            seen.add(tuple(turned.flatten().tolist()))
+        assert len(seen) == orientations
 
 
 def test_foreground_is_in_every_cube_that_is_drawn_for_it():

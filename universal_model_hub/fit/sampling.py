@@ -181,16 +181,20 @@ def cut(
 def augmented(
     image: Tensor, labels: Tensor, settings: FinetuneSettings, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Flip where allowed, and vary intensities: gamma, contrast, brightness, noise.
+    """Flip and turn where allowed, and vary intensities: gamma, contrast, brightness, noise.
 
-    Source: flips and Gaussian noise as in Zhang et al., Sec. IV-C; the other two are ours.
+    Source: flips, transposes, rotations and Gaussian noise as in Zhang et al., Sec. IV-C; gamma,
+    contrast and brightness are ours.
     """
     if not settings.augment:
         return image, labels
     for axis in settings.flip_axes:
         if rng.random() < 0.5:
             image, labels = image.flip(1 + axis), labels.flip(axis)
-    return other_intensities(image, rng), labels
+    if settings.transpose:
+        order = shape_keeping_order(labels.shape, rng)
+        image, labels = image.permute(0, *(1 + axis for axis in order)), labels.permute(order)
+    return other_intensities(image, rng, noise_alone=not settings.intensities), labels
 
 
 def varied(image: Tensor, settings: FinetuneSettings, rng: np.random.Generator) -> Tensor:
@@ -198,14 +202,30 @@ def varied(image: Tensor, settings: FinetuneSettings, rng: np.random.Generator) 
     if not settings.augment:
         return image
     flipped = [1 + axis for axis in settings.flip_axes if rng.random() < 0.5]
-    return other_intensities(image.flip(flipped), rng)
+    image = image.flip(flipped)
+    if settings.transpose:
+        order = shape_keeping_order(image.shape[1:], rng)
+        image = image.permute(0, *(1 + axis for axis in order))
+    return other_intensities(image, rng, noise_alone=not settings.intensities)
 
 
-def other_intensities(image: Tensor, rng: np.random.Generator) -> Tensor:
+def shape_keeping_order(shape: Sequence[int], rng: np.random.Generator) -> list[int]:
+    """Draw an order of the axes X, Y, Z that leaves the shape as it is."""
+    order = list(range(len(shape)))
+    for side in sorted(set(shape)):
+        equal = [axis for axis, size in enumerate(shape) if size == side]
+        for axis, source in zip(equal, rng.permutation(equal), strict=True):
+            order[axis] = int(source)
+    return order
+
+
+def other_intensities(
+    image: Tensor, rng: np.random.Generator, *, noise_alone: bool = False
+) -> Tensor:
     """Vary gamma, contrast and brightness of (C, X, Y, Z) in [0, 1], and add noise."""
-    if rng.random() < 0.5:
+    if not noise_alone and rng.random() < 0.5:
         image = image ** float(np.exp(rng.uniform(-0.25, 0.25)))
-    if rng.random() < 0.5:
+    if not noise_alone and rng.random() < 0.5:
         image = image * float(rng.uniform(0.9, 1.1)) + float(rng.uniform(-0.03, 0.03))
     if rng.random() < 0.3:
         sigma = float(rng.uniform(0, 0.03))

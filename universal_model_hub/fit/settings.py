@@ -51,6 +51,8 @@ class FinetuneSettings:
     precision: str = "float32"
     augment: bool = True
     flip_axes: tuple[int, ...] = ()  # 0 X, 1 Y, 2 Z; left and right may be different classes
+    transpose: bool = False  # axes of equal sides in any order; with flips, every quarter turn
+    intensities: bool = True  # vary gamma, contrast and brightness too, not noise alone
 
     def __post_init__(self) -> None:
         least = {
