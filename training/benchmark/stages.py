@@ -1,0 +1,256 @@
+"""The stages of a benchmark in their order: data, pre-training, runs, report.
+
+Each is left out when its output is there, and goes on where it stopped.
+"""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training.benchmark.bench import Bench, make_bench
+from training.benchmark.plan import Plan, Run
+from training.benchmark.pool import Outcome, Pool
+from training.benchmark.pretraining import (
+    Pretraining,
+    describe_pretraining,
+    make_stores,
+    run_pretraining,
+)
+from training.benchmark.rows import ROWS, UNAVAILABLE, build_network, get_row
+from training.benchmark.sources import Source, open_source, write_phantoms
+from training.benchmark.tasks import TASKS, TargetTask
+from training.benchmark.tasks_data import prepare_case
+from training.benchmark.trial import Trial, run_trial
+from training.corpora.case import Case
+from training.metrics import commit
+from universal_model_hub.errors import ConfigError
+from universal_model_hub.files import write_json
+from universal_model_hub.preprocess import Preprocessing
+
+OUT_FOLDERS = ("runs", "failed", "logs", "splits", "examples", "probes")
+WORK_FOLDERS = ("data", "checked", "prepared", "stores", "pretraining", "models/.unfinished")
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """One case to bring to the grid of a task."""
+
+    task: TargetTask
+    case: Case
+    preprocessing: Preprocessing
+    folder: Path
+
+    def __hash__(self) -> int:
+        return hash((self.task.name, self.case.id))
+
+    def __str__(self) -> str:
+        return f"{self.task.name} {self.case.id}"
+
+
+def open_bench(plan: Plan, folders: Mapping[str, Path], work: Path, out: Path) -> Bench:
+    """Check all data and everything that runs depend on, before anything trains.
+
+    Raises:
+        ConfigError: If a data set is missing, damaged or split otherwise before.
+        WeightsError: If weights that the user brought are of another network.
+    """
+    for folder, names in ((out, OUT_FOLDERS), (work, WORK_FOLDERS)):
+        for name in names:
+            (folder / name).mkdir(parents=True, exist_ok=True)
+    sources = {name: open_source(name, folder, work, out) for name, folder in folders.items()}
+    bench = make_bench(plan, sources, work, out)
+    for task in plan.tasks:
+        for share in sorted({run.share for run in plan.runs() if run.task == task}):
+            bench.source(task).sides(TASKS[task], share)
+    check_networks(bench)
+    write_json(out / "plan.json", describe_plan(bench))
+    return bench
+
+
+def phantoms(plan: Plan, folders: Mapping[str, Path], workers: int) -> None:
+    """Write the synthetic data sets of a plan that are not there."""
+    if plan.phantoms is None:
+        return
+    for name, folder in folders.items():
+        if not folder.is_dir():
+            say(f"writing {plan.phantoms.subjects[name]} phantoms of {name}")
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            write_phantoms(plan.phantoms, name, folder, workers)
+
+
+def check_networks(bench: Bench) -> None:
+    """Build every network once: its arguments fit, and brought weights are of that network."""
+    seen = set()
+    for run in bench.plan.runs():
+        row = get_row(run.row)
+        brought = bench.plan.brought.get(run.row)
+        kind = (row.network, TASKS[run.task].kind, brought)
+        if kind in seen:
+            continue
+        seen.add(kind)
+        weights = None if brought is None else Path(brought)
+        build_network(row, TASKS[run.task], bench.arguments(run), weights, 0)
+
+
+def prepare(bench: Bench, pool: Pool, workers: int) -> Outcome:
+    """Bring training cases to the model grid, and cut the cubes for pre-training.
+
+    Raises:
+        ConfigError: If a case cannot be prepared; it is named.
+    """
+    jobs = []
+    for name in bench.plan.tasks:
+        task, folder = TASKS[name], bench.prepared(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        sides = bench.source(name).sides(task)
+        cases = [*sides.train, *sides.validation]
+        if task.unit == "candidates":
+            cases += sides.test  # its candidates are cut on the model grid
+        jobs += [
+            PreparedCase(task, case, bench.plan.task_preprocessing(name), folder)
+            for case in cases
+            if not (folder / f"{case.id}.json").is_file()
+        ]
+    outcome = pool.run(jobs, _prepare, title="preparing")
+    if outcome.failures:
+        job, problem = next(iter(outcome.failures.items()))
+        raise ConfigError(
+            f"Expected every case on the model grid, got {len(outcome.failures)} failure(s), the "
+            f"first {job.case.volume}: {problem.strip().splitlines()[-1]}"
+        )
+    if not outcome.exit_code:
+        make_stores(list(unique(bench).values()), bench.sources, workers)
+    return outcome
+
+
+def _prepare(job: PreparedCase, device: str) -> None:
+    del device  # resampling runs on a core
+    prepare_case(job.task, job.case, job.preprocessing, job.folder)
+
+
+def unique(bench: Bench) -> dict[str, Pretraining]:
+    """Return every pre-training once, by its name."""
+    return {pretraining.name: pretraining for pretraining in bench.pretrained.values()}
+
+
+def pretrain(bench: Bench, pool: Pool, shard: tuple[int, int]) -> Outcome:
+    """Do the pre-trainings of a shard, the longest first, and list all in ``pretraining.json``."""
+    wanted = sorted(unique(bench).values(), key=lambda p: (-_length(p), p.name))
+    mine = [p for p in of_shard(wanted, shard) if not p.is_finished]
+    outcome = pool.run(mine, run_pretraining, title="pre-training", expected=_length)
+    rows = {
+        f"{row}-{task}" if get_row(row).by_task else row: describe_pretraining(pretraining)
+        for (row, task), pretraining in sorted(bench.pretrained.items())
+    }
+    write_json(bench.out / "pretraining.json", rows)
+    return outcome
+
+
+def fine_tune(bench: Bench, pool: Pool, shard: tuple[int, int]) -> Outcome:
+    """Do the runs of a shard that have no result yet, trial by trial."""
+    runs = of_shard(bench.plan.runs(), shard)
+    todo = [run for run in runs if not bench.is_finished(run)]
+    if len(todo) < len(runs):
+        say(f"{len(runs) - len(todo)} of {len(runs)} runs were done before")
+
+    def failed(trial: Trial, problem: str) -> None:
+        name = bench.name(trial.run)
+        record = {"name": name, **_identity(trial.run), "error": problem}
+        write_json(bench.out / "failed" / f"{name}.json", record)
+
+    return pool.run(
+        [Trial(bench, run) for run in todo],
+        run_trial,
+        title="runs",
+        expected=lambda trial: float(bench.plan.tasks[trial.run.task].settings.steps),
+        on_failure=failed,
+    )
+
+
+def report(out: Path) -> None:
+    """Write the report of what is there."""
+    if importlib.util.find_spec("training.benchmark.report") is None:
+        say("no report is written: this checkout has no training/benchmark/report.py")
+        return
+    importlib.import_module("training.benchmark.report").write_report(out)
+
+
+def of_shard(items: Sequence[Any], shard: tuple[int, int]) -> list[Any]:
+    """Return every N-th item from the I-th on, I from 1: the part of one job of an array."""
+    number, count = shard
+    return list(items[number - 1 :: count])
+
+
+def describe_plan(bench: Bench) -> dict[str, Any]:
+    """Return ``OUT/plan.json``: what the report must know of the plan."""
+    plan = bench.plan
+    return {
+        "name": plan.name,
+        "title": plan.title,
+        "synthetic": bench.is_synthetic,
+        "commit": commit(),
+        "tables": {
+            name: {
+                "rows": list(table.rows),
+                "tasks": list(table.tasks),
+                "shares": list(table.shares),
+                "noise_mm": list(table.noise),
+                "trials": table.trials,
+                "runs": [bench.name(run) for run in table.runs(plan.missing)],
+            }
+            for name, table in plan.tables.items()
+        },
+        "rows": {
+            name: {
+                "title": row.title,
+                "network": row.network,
+                "recipe": row.recipe,
+                "note": UNAVAILABLE if name in plan.missing else "",
+            }
+            for name, row in ROWS.items()
+        },
+        "tasks": {
+            name: {
+                "title": TASKS[name].title,
+                "metric": TASKS[name].metric,
+                "subjects": _numbers(bench.source(name), TASKS[name]),
+                "steps": plan.tasks[name].settings.steps,
+                "cube": list(plan.tasks[name].settings.cube),
+                "spacing_mm": plan.task_preprocessing(name).to_json()["spacing"],
+            }
+            for name in plan.tasks
+        },
+        "data": {name: source.sha256 for name, source in bench.sources.items()},
+    }
+
+
+def _numbers(source: Source, task: TargetTask) -> dict[str, int]:
+    sides = source.sides(task)
+    return {
+        name: len({case.subject for case in getattr(sides, name)})
+        for name in ("train", "validation", "test")
+    }
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    return {
+        "row": run.row,
+        "task": run.task,
+        "trial": run.trial,
+        "share": run.share,
+        "noise": run.noise,
+    }
+
+
+def _length(pretraining: Pretraining) -> float:
+    run = pretraining.recipe.run
+    return float(run.steps * run.batch_size)
+
+
+def say(text: str) -> None:
+    """Print a line of progress on stderr."""
+    print(f"benchmark: {text}", file=sys.stderr, flush=True)
