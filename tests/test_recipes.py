@@ -24,7 +24,9 @@ from training.state import TASKS
 from training.transforms import CorruptionConfig
 
 PAPER = (RECIPES / "paper.toml").read_text()
-OTHER_TABLES = {"packaged_split", "release_tasks"}  # in the same folder, no recipes
+OTHER_TABLES = {"packaged_split", "release_tasks"} | {
+    f"benchmark_{plan}" for plan in ("paper", "mini", "smoke")
+}  # in the same folder, no recipes
 NAMES = sorted(p.stem for p in RECIPES.glob("*.toml") if p.stem not in OTHER_TABLES)
 SECTIONS = {
     "cubes": CubesConfig,

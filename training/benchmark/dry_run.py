@@ -1,8 +1,8 @@
 """What a benchmark would do, before it does it: runs, pre-trainings, hours, disk.
 
-Nothing is read but the plan and finished results. Hours come from finished runs of the same network,
-task and length where there are such, else from a short timing of each network on this machine; those
-of a GPU from counted multiply-adds and the assumptions of ``training.estimate``.
+Nothing is read but the plan and finished results. Hours come from finished runs of the same
+network, task and length where there are such, else from a short timing of each network on this
+machine; those of a GPU from counted multiply-adds and the assumptions of ``training.estimate``.
 """
 
 import math
