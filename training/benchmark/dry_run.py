@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,10 +58,11 @@ def describe(plan: Plan, out: Path | None) -> str:
     costs = run_costs(plan, found)
     runs = plan.runs()
     trained = pretraining_recipes(plan)
+    missing = missing_lines(plan)
     sections = [
         [f"Plan of {plan.name}: {plan.title} Nothing is started."],
         ["Runs", *columns(table_rows(plan))],
-        *([["Not run", *missing_lines(plan)]] if plan.missing else []),
+        *([["Not run", *missing]] if missing else []),
         ["Pre-trainings", *columns(pretraining_rows(trained))],
         ["Hours (estimate)", *hour_lines(runs, trained, costs)],
         ["Disk (estimate)", *disk_lines(plan, trained)],
@@ -217,7 +219,9 @@ def timed_tflops(model: nn.Module) -> float:
     """Time a few steps of a network on one small cube and one core; return 1e12 operations/s."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    x = torch.rand(1, 1, *TIMED_CUBE)
+    place: Any = model
+    model = place.to(memory_format=torch.channels_last_3d)  # as fine-tuning has it
+    x = torch.rand(1, 1, *TIMED_CUBE).contiguous(memory_format=torch.channels_last_3d)
     with torch.no_grad():
         _, gmac = counted(lambda: model(x))
     try:

@@ -9,11 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from training.benchmark.tasks import TargetTask
-from universal_model_hub.errors import ConfigError
-from universal_model_hub.fit.transfer import build_classifier, build_model
+from universal_model_hub.config import read_config
+from universal_model_hub.errors import ConfigError, WeightsError
+from universal_model_hub.fit.transfer import HEAD_ARGUMENTS, build_classifier, build_model
+from universal_model_hub.heads import ClassificationHead, Classifier
+from universal_model_hub.loading import load_encoder, load_segmenter
+from universal_model_hub.networks import ARCHITECTURES, ENCODERS
 
 NUM_CLASSES = 2
 UNAVAILABLE = "weights not available"
@@ -95,15 +100,53 @@ def build_network(
     Raises:
         WeightsError: If the weights are of another network.
     """
+    if weights is not None:
+        found = read_config(weights / "config.json").architecture
+        if found != row.network:
+            raise WeightsError(
+                f"Expected weights of {row.network} for the row {row.name} in {weights}, got those "
+                f"of {found}. Name another model folder."
+            )
     classifies = task.kind == "classification"
-    if row.network == "unet3d" and classifies:
+    if row.network != "unet3d":
+        return build_rival(row, weights, arguments, seed, classifies=classifies)
+    if classifies:
         return build_classifier(weights, num_classes=NUM_CLASSES, seed=seed, arguments=arguments)
-    if row.network == "unet3d":
-        return build_model(
-            weights,
-            num_classes=NUM_CLASSES,
-            transfer=row.transfer,
-            seed=seed,
-            arguments=arguments,
-        )
-    raise ConfigError(f"Expected a known network for the row {row.name}, got {row.network!r}.")
+    return build_model(
+        weights, num_classes=NUM_CLASSES, transfer=row.transfer, seed=seed, arguments=arguments
+    )
+
+
+def build_rival(
+    row: Row,
+    weights: Path | None,
+    arguments: Mapping[str, Any],
+    seed: int,
+    *,
+    classifies: bool,
+) -> nn.Module:
+    """Build a network other than the U-Net; arguments and errors are those of ``build_network``.
+
+    A whole network gives all but its head to a segmentation; an encoder, and every network to a
+    classification, its encoder.
+    """
+    loaded: Any = None
+    if weights is not None:
+        whole = not classifies and read_config(weights / "config.json").kind != "encoder"
+        loaded = load_segmenter(weights) if whole else load_encoder(weights)
+        arguments = {k: v for k, v in loaded.arguments.items() if k not in HEAD_ARGUMENTS}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: Any
+        if classifies:
+            encoder = ENCODERS[row.network](**arguments)
+            model = Classifier(encoder, ClassificationHead(encoder.num_features, NUM_CLASSES))
+        else:
+            model = ARCHITECTURES[row.network](**arguments, out_channels=NUM_CLASSES)
+    if loaded is not None:
+        prefix = "" if hasattr(loaded, "head") else "encoder."
+        kept = {prefix + name: value for name, value in loaded.state_dict().items()}
+        kept = {name: value for name, value in kept.items() if not name.startswith("head.")}
+        model.load_state_dict({**model.state_dict(), **kept})
+    built: nn.Module = model.train()
+    return built
