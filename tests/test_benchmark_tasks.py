@@ -70,8 +70,8 @@ def test_small_shares_are_part_of_larger_ones_and_validation_stays():
     trained = [{case.subject for case in sides.train} for sides in found]
     assert all(small <= large for small, large in itertools.pairwise(trained))
     assert [len(one) for one in trained] == [2, 7, 22, 52, 74]
-    assert len({sides.validation for sides in found}) == len({sides.test for sides in found}) == 1
     for sides in found:
+        assert (sides.validation, sides.test) == (found[0].validation, found[0].test)
         groups = {case.group for case in sides.train}
         assert groups == {"AD", "NC"}
         everyone = [c.subject for c in (*sides.train, *sides.validation, *sides.test)]
