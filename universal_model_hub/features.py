@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from universal_model_hub.canvas import block_of
 from universal_model_hub.errors import ConfigError
-from universal_model_hub.inference import Precision, cells, require_finite
+from universal_model_hub.inference import Precision, cells, require_finite, strides_of
 from universal_model_hub.job import CUBE, Scan, exact_plan, in_tiles, make_job, window_plan
-from universal_model_hub.networks.unet3d import NUM_LEVELS, Encoder
+from universal_model_hub.networks.pyramid import PyramidEncoder
 from universal_model_hub.preprocess import PreprocessRecord
 from universal_model_hub.tiles import Tile
 
@@ -103,7 +103,7 @@ def features(
     Returns:
         (C, X, Y, Z) features, and the affine of their voxels.
     """
-    array, stride, record = _encoded(
+    array, strides, record = _encoded(
         model,
         volume,
         level,
@@ -114,29 +114,29 @@ def features(
         tile_batch=tile_batch,
         progress=progress,
     )
-    # A feature voxel covers `stride` voxels; its center is theirs.
-    to_model_grid = np.diag([stride, stride, stride, 1.0])
-    to_model_grid[:3, 3] = (stride - 1) / 2
+    # A feature voxel covers `stride` voxels along an axis; its center is theirs.
+    to_model_grid = np.diag([*strides, 1.0])
+    to_model_grid[:3, 3] = (np.array(strides) - 1) / 2
     return FeatureMap(array, record.model_affine @ to_model_grid)
 
 
 def _encoded(
     model: nn.Module, volume: Scan | Sequence[Scan], level: int, **options: Any
-) -> tuple[np.ndarray, int, PreprocessRecord]:
-    """Return one feature map of a whole scan, its stride, and the record of preprocessing."""
+) -> tuple[np.ndarray, tuple[int, ...], PreprocessRecord]:
+    """Return one feature map of a whole scan, its strides, and the record of preprocessing."""
     encoder, index = _encoder(model, level)
     job = make_job(model, encoder, volume, **options)
     maps, probe_side, bytes_per_voxel = job.probe()
-    channels, stride = _channels_and_stride(maps, index, probe_side)
-    num_cells = math.prod(math.ceil(n / stride) for n in job.model_shape())
+    channels, strides = _channels_and_strides(maps, index, probe_side)
+    shape = [math.ceil(n / s) for n, s in zip(job.model_shape(), strides, strict=True)]
     least = job.least_voxels(CUBE if job.by_window else None)
-    budget = job.budget(bytes_per_voxel, least, answer=4 * channels * num_cells)
+    budget = job.budget(bytes_per_voxel, least, answer=4 * channels * math.prod(shape))
     grid, record = job.model_grid()
-    array = np.zeros((channels, *(math.ceil(n / stride) for n in grid.shape[2:])), np.float32)
+    array = np.zeros((channels, *shape), np.float32)
 
     def fill(tiles: Sequence[Tile]) -> None:
         for tile, output in job.run(grid, tiles):
-            inner, (x, y, z) = cells(tile, stride)
+            inner, (x, y, z) = cells(tile, strides)
             kept = block_of(output[index], inner).float()
             require_finite(kept, tile.read)
             array[:, x, y, z] = kept.cpu().numpy()
@@ -144,7 +144,7 @@ def _encoded(
     positions = [np.arange(n, dtype=np.float64) for n in grid.shape[2:]]
     plan = window_plan(job, positions) if job.by_window else exact_plan(job, positions)
     in_tiles(job, plan, budget, bytes_per_voxel, fill)
-    return array, stride, record
+    return array, strides, record
 
 
 def _encoder(model: nn.Module, level: int) -> tuple[nn.Module, int]:
@@ -156,17 +156,18 @@ def _encoder(model: nn.Module, level: int) -> tuple[nn.Module, int]:
         ConfigError: If the model has no encoder, or the encoder no such level.
     """
     encoder = getattr(model, "encoder", model)
-    if not isinstance(encoder, Encoder):
+    if not isinstance(encoder, PyramidEncoder):
         return encoder, level
-    if not -NUM_LEVELS <= level < NUM_LEVELS:
-        raise ConfigError(f"Expected a level of 0 to {NUM_LEVELS - 1} or -1, got {level}.")
+    num_levels = len(encoder.maps)
+    if not -num_levels <= level < num_levels:
+        raise ConfigError(f"Expected a level of 0 to {num_levels - 1} or -1, got {level}.")
     single = copy.copy(encoder)  # shares the weights; only what it returns differs
-    single.out_indices = (level % NUM_LEVELS,)
+    single.out_indices = (level % num_levels,)
     return single, 0
 
 
-def _channels_and_stride(maps: Any, index: int, side: int) -> tuple[int, int]:
-    """Return channels and stride of an encoder's map, from its output for a cube of ``side``.
+def _channels_and_strides(maps: Any, index: int, side: int) -> tuple[int, tuple[int, ...]]:
+    """Return channels and strides of an encoder's map, from its output for a cube of ``side``.
 
     Raises:
         ConfigError: If the output is not a list of feature maps.
@@ -177,4 +178,4 @@ def _channels_and_stride(maps: Any, index: int, side: int) -> tuple[int, int]:
             "Expected an encoder that returns a list of feature maps (N, C, X, Y, Z), finest "
             "first, or a model that has one as .encoder. Load one with load_encoder()."
         )
-    return int(maps[index].shape[1]), side // int(maps[index].shape[2])
+    return int(maps[index].shape[1]), strides_of(maps[index], side)

@@ -132,29 +132,39 @@ def require_finite(values: Tensor, where: Sequence[slice]) -> None:
         )
 
 
-def cells(tile: Tile, stride: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Return where a tile's kept voxels lie in feature maps of a stride.
+def cells(tile: Tile, strides: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Return where a tile's kept voxels lie in feature maps of a stride along X, Y and Z.
 
     Returns:
         Slices of the tile's own map, and slices of the map of the whole volume.
     """
     inner, outer = [], []
-    for span in tile.spans:
+    for span, stride in zip(tile.spans, strides, strict=True):
         first, last = span.keep[0] // stride, math.ceil(span.keep[1] / stride)
         outer.append(slice(first, last))
         inner.append(slice(first - span.read[0] // stride, last - span.read[0] // stride))
     return tuple(inner), tuple(outer)
 
 
+def strides_of(feature: Tensor, side: int) -> tuple[int, ...]:
+    """Return the input voxels along X, Y, Z per voxel of a map (N, C, ...) of a cube of a side."""
+    return tuple(side // int(n) for n in feature.shape[2:])
+
+
 def context_of(model: nn.Module) -> Context | None:
     """Return the stride and halo of a network; ``None`` if it does not say and needs context."""
-    stride, halo = getattr(model, "stride", 1), getattr(model, "halo", None)
-    stride = stride if isinstance(stride, int) else 1  # a bare convolution has a tuple
+    stride, halo = stride_of(model), getattr(model, "halo", None)
     if isinstance(halo, int):
         return Context(stride, halo)
     kernels = any(p.ndim == 5 and max(p.shape[2:]) > 1 for p in model.parameters())
     pools = any(_widest(module) > 1 for module in model.modules())
     return None if kernels or pools else Context(stride, 0)
+
+
+def stride_of(model: nn.Module) -> int:
+    """Return the stride that a network says it has, else 1."""
+    stride = getattr(model, "stride", 1)
+    return stride if isinstance(stride, int) else 1  # a bare convolution has a tuple
 
 
 def normalizes_by_window(model: nn.Module) -> bool:

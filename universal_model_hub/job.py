@@ -20,6 +20,7 @@ from universal_model_hub.inference import (
     normalizes_by_window,
     prepare,
     run_exact,
+    stride_of,
 )
 from universal_model_hub.memory import Budget, memory_budget
 from universal_model_hub.preprocess import (
@@ -77,7 +78,7 @@ class Job:
 
     def probe(self) -> tuple[Any, int, float]:
         """Run one small cube; return the output, the cube's side, and bytes per voxel."""
-        return self.runner.probe(self.stride, len(self.scans))
+        return self.runner.probe(stride_of(self.runner.network), len(self.scans))
 
     def model_shape(self) -> tuple[int, int, int]:
         """Return the (X, Y, Z) that the network will see, before anything is resampled."""

@@ -6,7 +6,7 @@ of the published checkpoints, so that a user's own file converts without loss (`
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +19,10 @@ from universal_model_hub.networks.layers import (
     pad_to_stride,
     run_level,
 )
+from universal_model_hub.networks.pyramid import FeatureInfo, PyramidEncoder
 
 NUM_LEVELS = 4  # three poolings of 2
 STRIDE = 8  # voxels of the input grid a voxel of the deepest level spans, per axis
-
-
-class FeatureInfo(NamedTuple):
-    """What one feature map of an encoder is."""
-
-    channels: int
-    stride: int  # input voxels per feature voxel, the same along X, Y and Z
-    level: int  # 0 is the input grid
 
 
 class DownLevel(nn.Module):
@@ -63,7 +56,7 @@ class UpLevel(nn.Module):
         return self.units(torch.cat([self.up(x), skip], dim=1))
 
 
-class Encoder(nn.Module):
+class Encoder(PyramidEncoder):
     """The contracting half: features at 1, 1/2, 1/4 and 1/8 of the input grid.
 
     Args:
@@ -88,12 +81,14 @@ class Encoder(nn.Module):
         normalization: Normalization = "running",
         checkpointing: bool = False,
     ) -> None:
-        super().__init__()
-        self.in_channels = in_channels
-        self.width = width
+        super().__init__(
+            [FeatureInfo(2 * width * 2**k, 2**k, k) for k in range(NUM_LEVELS)],
+            in_channels=in_channels,
+            width=width,
+            out_indices=out_indices,
+            checkpointing=checkpointing,
+        )
         self.normalization = normalization
-        self.checkpointing = checkpointing
-        self.out_indices = _levels_of(out_indices)
         inputs = [in_channels, *(2 * width * 2**k for k in range(NUM_LEVELS - 1))]
         self.levels = nn.ModuleList(
             DownLevel(channels, width * 2**k, normalization) for k, channels in enumerate(inputs)
@@ -103,45 +98,15 @@ class Encoder(nn.Module):
     @property
     def arguments(self) -> dict[str, int | str | None]:
         """What builds this encoder again."""
-        return {
-            "in_channels": self.in_channels,
-            "width": self.width,
-            "normalization": self.normalization,
-        }
+        return {**super().arguments, "normalization": self.normalization}
 
-    @property
-    def feature_info(self) -> list[FeatureInfo]:
-        """Channels, stride and level of each feature map that ``forward`` returns."""
-        return [FeatureInfo(2 * self.width * 2**k, 2**k, k) for k in self.out_indices]
-
-    @property
-    def num_features(self) -> int:
-        """Channels of the deepest map, the length of an embedding."""
-        return self.width * 2**NUM_LEVELS
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Return the chosen feature maps of (N, C, X, Y, Z), finest first.
-
-        Feature k is (N, 2 * width * 2**k, ceil(X / 2**k), ceil(Y / 2**k), ceil(Z / 2**k)).
-
-        Raises:
-            VolumeError: If ``x`` does not have five axes of at least one voxel.
-        """
-        features = self.pyramid(pad_to_stride(x, STRIDE), depth=max(self.out_indices) + 1)
-        return [crop(features[k], _level_shape(x, k)) for k in self.out_indices]
-
-    def pyramid(self, x: Tensor, depth: int = NUM_LEVELS) -> list[Tensor]:
+    def pyramid(self, x: Tensor, depth: int | None = None) -> list[Tensor]:
         """Return the maps of the first ``depth`` levels; sides must be multiples of 8."""
         features: list[Tensor] = []
         for level in list(self.levels)[:depth]:
             x = run_level(level, self.pool(features[-1]) if features else x, on=self.checkpointing)
             features.append(x)  # level k: (N, 2 * width * 2**k, X / 2**k, Y / 2**k, Z / 2**k)
         return features
-
-    def embed(self, x: Tensor) -> Tensor:
-        """Return (N, F): the mean of the deepest map of (N, C, X, Y, Z), F = 16 * width."""
-        deepest = self.pyramid(pad_to_stride(x, STRIDE))[-1]
-        return crop(deepest, _level_shape(x, NUM_LEVELS - 1)).mean(dim=(2, 3, 4))
 
 
 class Decoder(nn.Module):
@@ -226,22 +191,3 @@ class UNet3D(nn.Module):
         features = self.encoder.pyramid(pad_to_stride(x, STRIDE))
         restored = self.head(crop(self.decoder(features), x.shape[2:]))
         return torch.sigmoid(restored) if self.activation == "sigmoid" else restored
-
-
-def _level_shape(x: Tensor, level: int) -> list[int]:
-    return [-(-side // 2**level) for side in x.shape[2:]]
-
-
-def _levels_of(out_indices: Sequence[int] | None) -> tuple[int, ...]:
-    """Turn the caller's choice of levels into ascending indices from 0."""
-    if out_indices is None:
-        return tuple(range(NUM_LEVELS))
-    chosen = tuple(out_indices)
-    valid = all(isinstance(k, int) and -NUM_LEVELS <= k < NUM_LEVELS for k in chosen)
-    levels = sorted({k % NUM_LEVELS for k in chosen}) if valid else []
-    if not levels or len(levels) != len(chosen):
-        raise ConfigError(
-            f"Expected out_indices to name different levels of 0 to {NUM_LEVELS - 1}, "
-            f"got {out_indices!r}."
-        )
-    return tuple(levels)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from universal_model_hub.errors import ConfigError
-from universal_model_hub.networks.unet3d import NUM_LEVELS, Encoder
+from universal_model_hub.networks.pyramid import PyramidEncoder
 
 ENCODER, SETTLED = "encoder", "encoder, new statistics"
 RANDOM, HAND_MADE = "random weights", "hand-made"
@@ -81,9 +81,10 @@ def side_by_side(model: nn.Module, *, deepest_only: bool, seed: int) -> SideBySi
         seed: Of the random weights.
     """
     encoder = getattr(model, "encoder", model)
-    if isinstance(encoder, Encoder):
+    if isinstance(encoder, PyramidEncoder):
         encoder = copy.copy(encoder)  # shares the weights; only what it returns differs
-        encoder.out_indices = (NUM_LEVELS - 1,) if deepest_only else tuple(range(NUM_LEVELS))
+        num_levels = len(encoder.maps)
+        encoder.out_indices = (num_levels - 1,) if deepest_only else tuple(range(num_levels))
     return SideBySide(encoder, random_weights(encoder, seed))
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from universal_model_hub.canvas import block_of
-from universal_model_hub.inference import cells, require_finite
+from universal_model_hub.inference import cells, require_finite, strides_of
 from universal_model_hub.job import CUBE, Job, Plan, exact_plan, in_tiles, window_plan
 from universal_model_hub.preprocess import PreprocessRecord
 from universal_model_hub.probe.arms import HAND_MADE, arm_maps
@@ -35,7 +35,7 @@ def voxel_features(job: Job, index: np.ndarray) -> dict[str, np.ndarray]:
         (P, F) float32 of each arm.
     """
     maps, side, bytes_per_voxel = job.probe()
-    strides = [side // int(m.shape[2]) for m in maps]
+    strides = [strides_of(m, side) for m in maps]
     channels = [int(m.shape[1]) for m in maps]
     found = [np.zeros((len(index), C), np.float32) for C in channels]
     budget = job.budget(bytes_per_voxel, _least(job), answer=4 * len(index) * sum(channels))
@@ -48,9 +48,8 @@ def voxel_features(job: Job, index: np.ndarray) -> dict[str, np.ndarray]:
             rows = rows_of[tile]
             start = np.array([span.read[0] for span in tile.spans])
             for values, stride, feature in zip(found, strides, output, strict=True):
-                x, y, z = torch.from_numpy(at[rows] // stride - start // stride).T.to(
-                    feature.device
-                )
+                cell = at[rows] // stride - start // stride
+                x, y, z = torch.from_numpy(cell).T.to(feature.device)
                 kept = feature[:, x, y, z].float()  # (C, rows)
                 require_finite(kept, tile.read)
                 values[rows] = kept.T.cpu().numpy()
@@ -69,7 +68,7 @@ def scan_features(job: Job) -> dict[str, np.ndarray]:
         (F,) float32 of each arm.
     """
     maps, side, bytes_per_voxel = job.probe()
-    strides = [side // int(m.shape[2]) for m in maps]
+    strides = [strides_of(m, side) for m in maps]
     channels = [int(m.shape[1]) for m in maps]
     budget = job.budget(bytes_per_voxel, _least(job), answer=0)
     grid, _ = job.model_grid()
@@ -85,7 +84,11 @@ def scan_features(job: Job) -> dict[str, np.ndarray]:
                 total += kept.double().sum(dim=(1, 2, 3)).cpu().numpy()
 
     in_tiles(job, tile_plan(job), budget, bytes_per_voxel, fill)
-    sizes = [math.prod(math.ceil(n / stride) for n in grid.shape[2:]) for stride in strides]
+    shape = grid.shape[2:]
+    sizes = [
+        math.prod(math.ceil(n / s) for n, s in zip(shape, stride, strict=True))
+        for stride in strides
+    ]
     means = [(total / size).astype(np.float32) for total, size in zip(sums, sizes, strict=True)]
     found = {arm: np.concatenate(part) for arm, part in arm_maps(means).items()}
     found[HAND_MADE] = np.concatenate([found[HAND_MADE], _quantiles(grid)])

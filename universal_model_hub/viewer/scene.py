@@ -12,7 +12,7 @@ from torch import nn
 
 from universal_model_hub.errors import ConfigError, GeometryError
 from universal_model_hub.features import FeatureMap, features
-from universal_model_hub.networks.unet3d import Encoder
+from universal_model_hub.networks.pyramid import PyramidEncoder
 from universal_model_hub.predict import predict
 from universal_model_hub.preprocess.modality import recognized, sample_of
 from universal_model_hub.volume import Volume, load_volume, save_volume
@@ -92,7 +92,7 @@ def make_scene(
     _add_scan(scene, scan, volume, modality)
     for number, (path, found) in enumerate(zip(labels, maps, strict=True)):
         _add_labels(scene, f"labels{number}.nii", path.name, found, label_names or {})
-    if model is not None and not isinstance(model, Encoder):
+    if model is not None and not isinstance(model, PyramidEncoder):
         _add_answer(scene, model, volume, probabilities, modality=modality, **options)
     if model is not None and show_features:
         found_map = features(model, volume, FEATURE_LEVEL, modality=modality, **options)
