@@ -2,17 +2,8 @@
 
 import torch
 
-from universal_model_hub.heads import ClassificationHead, Classifier, SegmentationHead
+from universal_model_hub.heads import ClassificationHead, Classifier
 from universal_model_hub.networks.unet3d import Encoder
-
-
-def test_segmentation_head_is_a_linear_map_of_each_voxel():
-    torch.manual_seed(0)
-    head = SegmentationHead(6, 3)
-    features = torch.randn(2, 6, 4, 5, 2)
-    weight = head.weight.reshape(3, 6)
-    expected = torch.einsum("kc,ncxyz->nkxyz", weight, features) + head.bias.view(3, 1, 1, 1)
-    torch.testing.assert_close(head(features), expected)
 
 
 def test_classification_head_sees_the_mean_of_the_deepest_map_only():

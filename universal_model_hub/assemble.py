@@ -1,9 +1,10 @@
 """From a config to a module, and from the tensors of a file to the module's own.
 
 In a weight file a tensor has the name it has in the whole network, whatever the kind:
-``encoder.levels...``, ``decoder.levels...``, ``head...``.
+``encoder...``, ``decoder...``, ``head...``.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 
 from universal_model_hub.config import ModelConfig
 from universal_model_hub.errors import ConfigError, WeightsError
-from universal_model_hub.heads import ClassificationHead, Classifier, SegmentationHead
+from universal_model_hub.heads import ClassificationHead, Classifier
 from universal_model_hub.networks import ARCHITECTURES, ENCODERS
 from universal_model_hub.source import Source
 from universal_model_hub.tensors import TensorInfo, inspect_tensors, read_tensors
 
-HEAD_ARGUMENTS = ("out_channels", "activation", "num_classes")  # an encoder has none of these
+# An encoder has none of these.
+HEAD_ARGUMENTS = ("out_channels", "activation", "num_classes", "prior")
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -68,7 +70,7 @@ def assemble(
         wanted: Config of the module; it may differ from the source's in its head, its input
             channels and its normalization.
         new_head: Leave the saved head unread and initialize another.
-        out_indices: Of an encoder, see ``Encoder``.
+        out_indices: Of an encoder, see ``PyramidEncoder``.
         checkpointing: See ``UNet3D``.
         device: Where the module is put.
 
@@ -89,8 +91,7 @@ def assemble(
     else:
         state, report = _restored(source, shapes, new_head=new_head)
         if new_head:
-            with torch.device("cpu"):
-                head = _new_head(model)
+            head = _new_head(model.get_submodule("head"))
             state.update({f"head.{name}": value for name, value in head.state_dict().items()})
         own = {name.removeprefix(prefix): value for name, value in state.items()}
         model.load_state_dict(own, strict=True, assign=True)
@@ -136,13 +137,13 @@ def _restored(
     return state, report
 
 
-def _new_head(model: nn.Module) -> nn.Module:
-    """Return an initialized head of the shape that ``model`` has on the meta device."""
-    if isinstance(model, Classifier):
-        return ClassificationHead(model.encoder.num_features, model.head.linear.out_features)
-    head = model.get_submodule("head")
-    assert isinstance(head, nn.Conv3d)
-    return SegmentationHead(head.in_channels, head.out_channels)
+def _new_head(head: nn.Module) -> nn.Module:
+    """Return a copy of a head that is on the meta device, initialized as its layers are."""
+    new = copy.deepcopy(head).to_empty(device="cpu")
+    for layer in new.modules():
+        if isinstance(layer, nn.Conv3d | nn.Linear):
+            layer.reset_parameters()
+    return new
 
 
 def build(

@@ -34,12 +34,12 @@ class Argument:
 
     default: int | str | None
     bounds: tuple[int, int] | None = None  # lowest and highest integer
-    choices: tuple[str | None, ...] = ()
+    choices: tuple[int | str | None, ...] = ()
 
     def allows(self, value: Any) -> bool:
         """Whether ``value`` may stand in a config.json."""
         if self.bounds is None:
-            return value in self.choices if isinstance(value, str | None) else False
+            return any(type(value) is type(choice) and value == choice for choice in self.choices)
         return type(value) is int and self.bounds[0] <= value <= self.bounds[1]
 
 
@@ -50,6 +50,24 @@ ARGUMENTS: dict[str, dict[str, Argument]] = {
         "width": Argument(32, (1, 1024)),
         "activation": Argument("sigmoid", choices=("sigmoid", None)),
         "normalization": Argument("running", choices=("running", "batch")),
+    },
+    "resnet3d": {
+        "in_channels": Argument(1, (1, 1024)),
+        "out_channels": Argument(2, (1, 65_536)),
+        "width": Argument(64, (1, 1024)),
+        "depth": Argument(101, choices=(10, 18, 34, 50, 101, 152, 200)),
+    },
+    "i3d": {
+        "in_channels": Argument(1, (1, 1024)),
+        "out_channels": Argument(2, (1, 65_536)),
+        "width": Argument(64, (1, 1024)),
+        "copies": Argument(2, (1, 3)),
+    },
+    "dense_vnet": {
+        "in_channels": Argument(1, (1, 1024)),
+        "out_channels": Argument(2, (1, 65_536)),
+        "width": Argument(24, (1, 1024)),
+        "prior": Argument(None, choices=("spatial", None)),
     },
 }
 NUM_CLASSES = Argument(None, (1, 65_536))  # of a classifier, beside its encoder's arguments

@@ -4,17 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from universal_model_hub.networks.unet3d import Encoder
-
-
-class SegmentationHead(nn.Conv3d):
-    """Convolution of 1 x 1 x 1 from decoder features to logits.
-
-    Maps (N, in_channels, X, Y, Z) to (N, num_classes, X, Y, Z).
-    """
-
-    def __init__(self, in_channels: int, num_classes: int) -> None:
-        super().__init__(in_channels, num_classes, kernel_size=1)
+from universal_model_hub.networks.pyramid import PyramidEncoder
 
 
 class ClassificationHead(nn.Module):
@@ -32,7 +22,7 @@ class ClassificationHead(nn.Module):
 class Classifier(nn.Module):
     """An encoder and a classification head."""
 
-    def __init__(self, encoder: Encoder, head: ClassificationHead) -> None:
+    def __init__(self, encoder: PyramidEncoder, head: ClassificationHead) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
@@ -44,7 +34,7 @@ class Classifier(nn.Module):
 
     @property
     def stride(self) -> int:
-        """Input voxels per voxel of the deepest feature map."""
+        """Input voxels per voxel of the deepest feature map, along the axis with the most."""
         return self.encoder.stride
 
     def forward(self, x: Tensor) -> Tensor:

@@ -19,10 +19,12 @@ import torch
 
 from universal_model_hub.assemble import HEAD_ARGUMENTS, LoadReport, TensorEntry, assemble
 from universal_model_hub.catalog import list_models
-from universal_model_hub.config import ModelConfig
+from universal_model_hub.config import ARGUMENTS, ModelConfig
 from universal_model_hub.errors import ConfigError, WeightsError
 from universal_model_hub.heads import Classifier
-from universal_model_hub.networks.unet3d import Encoder, UNet3D
+from universal_model_hub.networks import SegmentationNetwork
+from universal_model_hub.networks.pyramid import PyramidEncoder
+from universal_model_hub.networks.unet3d import UNet3D
 from universal_model_hub.saving import save_pretrained
 from universal_model_hub.source import Source, find_source
 
@@ -54,7 +56,7 @@ def load_encoder(
     device: str | torch.device = "cpu",
     normalization: Literal["running", "batch"] | None = None,
     checkpointing: bool = False,
-) -> Encoder:
+) -> PyramidEncoder:
     """Load an encoder, in eval mode: ``encoder(x)`` gives feature maps, finest first.
 
     Args:
@@ -63,7 +65,8 @@ def load_encoder(
         in_channels: Input channels; ``None`` as the weights were saved. Another number adapts the
             first convolution: a repeated input is answered as before, and N to 1 sums (with a
             warning).
-        out_indices: Levels to return, 0 (the input grid) to 3; ``None`` for all.
+        out_indices: Maps to return, 0 (the finest, of a U-Net the input grid) to the deepest;
+            ``None`` for all.
         pretrained: ``False`` gives a freshly initialized network, and needs no weights.
         revision: Commit, tag or branch on the Hub.
         cache_dir: Where downloads are kept.
@@ -73,6 +76,7 @@ def load_encoder(
         verify: Hash the weight file again.
         device: Where the module is put.
         normalization: ``"running"`` or ``"batch"`` statistics, see ``UNet3D``; ``None`` as saved.
+            Only U-Nets have the choice.
         checkpointing: Recompute activations in the backward pass: less memory, more time.
 
     Returns:
@@ -103,7 +107,7 @@ def load_encoder(
         device=device,
         checkpointing=checkpointing,
     )
-    return cast(Encoder, encoder)
+    return cast(PyramidEncoder, encoder)
 
 
 def load_unet(
@@ -129,7 +133,8 @@ def load_unet(
     ``model.head_trained = True`` once it is trained. All else is as for ``load_encoder``.
 
     Raises:
-        WeightsError: As ``load_encoder``; also if the weights have no decoder.
+        WeightsError: As ``load_encoder``; also if the weights have no decoder, or are of another
+            network than the U-Net.
     """
     source = find_source(
         name,
@@ -142,6 +147,11 @@ def load_unet(
         verify=verify,
     )
     _check_decoder(source)
+    if source.config.architecture != "unet3d":
+        raise WeightsError(
+            f"Expected weights of a unet3d, {source.name} is of {source.config.architecture}. Use "
+            "load_segmenter, load_encoder or load_classifier."
+        )
     new_head = out_channels is not None
     kind = "segmenter" if new_head else source.config.kind
     head = {"out_channels": out_channels}
@@ -165,7 +175,7 @@ def load_segmenter(
     device: str | torch.device = "cpu",
     normalization: Literal["running", "batch"] | None = None,
     checkpointing: bool = False,
-) -> UNet3D:
+) -> SegmentationNetwork:
     """Load a segmentation network, in eval mode: logits (N, num_classes, X, Y, Z).
 
     ``num_classes`` counts the background. ``None`` takes the saved head; a number that differs
@@ -195,7 +205,7 @@ def load_segmenter(
     segmenter = assemble(
         source, wanted, new_head=new_head, device=device, checkpointing=checkpointing
     )
-    return cast(UNet3D, segmenter)
+    return cast(SegmentationNetwork, segmenter)
 
 
 def load_classifier(
@@ -278,7 +288,7 @@ def _wanted(
     arguments = dict(saved.arguments)
     if kind in ("encoder", "classifier"):
         arguments = {k: v for k, v in arguments.items() if k not in HEAD_ARGUMENTS}
-    if kind == "segmenter":
+    if kind == "segmenter" and "activation" in ARGUMENTS[saved.architecture]:
         arguments["activation"] = None  # logits
     had = int(saved.argument("in_channels") or 1)
     if in_channels is not None and type(in_channels) is int and 0 < in_channels < had:

@@ -118,7 +118,8 @@ def frozen_features(arm: Arm, transfer: str, seed: int, cases: Sequence[GridCase
         if transfer == "full" and arm.has_decoder:
             unet = load_unet(arm.weights)
             return NetworkFeatures(unet.encoder, unet.decoder).train(False)
-        return NetworkFeatures(load_encoder(arm.weights), None).train(False)
+        encoder = cast(Encoder, load_encoder(arm.weights))
+        return NetworkFeatures(encoder, None).train(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = cast(UNet3D, ARCHITECTURES[arm.architecture](**dict(arm.arguments)))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from universal_model_hub.assemble import LoadReport
     from universal_model_hub.config import ModelConfig
-    from universal_model_hub.networks.unet3d import Encoder
+    from universal_model_hub.networks.pyramid import PyramidEncoder
 
 INDEX = "index.csv"
 COLUMNS = ("input", "file", "model", "sha256", "spacing_x", "spacing_y", "spacing_z", "features")
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     return finish(plan, outcomes, args)
 
 
-def load_model(args: argparse.Namespace) -> "Encoder":
+def load_model(args: argparse.Namespace) -> "PyramidEncoder":
     """Load the encoder, on the device that was asked for.
 
     Raises:

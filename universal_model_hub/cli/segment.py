@@ -10,7 +10,7 @@ from universal_model_hub.cli.planning import Job, make_plan
 
 if TYPE_CHECKING:
     from universal_model_hub.config import ModelConfig
-    from universal_model_hub.networks.unet3d import UNet3D
+    from universal_model_hub.networks import SegmentationNetwork
     from universal_model_hub.volume import Volume
 
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     return finish(plan, run_plan(plan, args, work), args)
 
 
-def load_model(args: argparse.Namespace) -> "UNet3D":
+def load_model(args: argparse.Namespace) -> "SegmentationNetwork":
     """Load the segmenter, on the device that was asked for.
 
     Raises:

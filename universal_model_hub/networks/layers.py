@@ -1,6 +1,7 @@
 """Parts that networks share: units, the two batch norms, padding, recomputed activations."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
@@ -57,6 +58,26 @@ def pad_to_stride(x: Tensor, stride: int) -> Tensor:
     if not any(short):
         return x
     return F.pad(x, (0, short[2], 0, short[1], 0, short[0]))
+
+
+def same_padded(x: Tensor, kernel: Sequence[int], stride: Sequence[int]) -> Tensor:
+    """Pad with 0 so that windows give ceil(side / stride) values an axis, as TensorFlow's SAME.
+
+    How much depends on the side; an odd voxel goes to the high end.
+
+    Args:
+        x: (N, C, then three axes).
+        kernel: Window of each of the three axes, in voxels.
+        stride: Step of each.
+    """
+    missing = [
+        max(0, (math.ceil(side / step) - 1) * step + width - side)
+        for side, width, step in zip(x.shape[2:], kernel, stride, strict=True)
+    ]
+    if not any(missing):
+        return x
+    # F.pad takes the last axis first.
+    return F.pad(x, [part for m in reversed(missing) for part in (m // 2, m - m // 2)])
 
 
 def crop(x: Tensor, shape: Sequence[int]) -> Tensor:
