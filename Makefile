@@ -5,10 +5,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 WORKERS ?= 2
 
-.PHONY: demo test test-all lint weights train-smoke train-evidence gpu-check bench package-size clean help
+.PHONY: demo test test-all lint weights train-smoke train-evidence benchmark-smoke benchmark-mini gpu-check bench \
+	package-size clean help
 
 help:
-	@echo "make demo | test | test-all | weights | train-smoke | train-evidence | gpu-check | bench | package-size"
+	@echo "make demo | test | test-all | weights | train-smoke | train-evidence | benchmark-smoke | benchmark-mini"
+	@echo "     gpu-check | bench | package-size"
 
 # torch first and alone: its pinned CPU build must not be replaced by a CUDA one.
 $(VENV)/.base: setup.cfg constraints.txt
@@ -56,9 +58,18 @@ weights: $(VENV)/.dev
 train-evidence: $(VENV)/.dev
 	$(BIN)/python -m training.evidence --output results/train_evidence.json
 
+# A sliver of every table in minutes, from nothing.
+benchmark-smoke: $(VENV)/.dev
+	rm -rf benchmark-smoke
+	$(BIN)/python -m training.benchmark --plan benchmark_smoke --output benchmark-smoke --work benchmark-smoke/work
+
+# Every table on synthetic scans, about 8 hours on two cores; goes on where it stopped.
+benchmark-mini: $(VENV)/.dev
+	$(BIN)/python -m training.benchmark --plan benchmark_mini --output results/benchmark_mini
+
 # Needs a CUDA build of PyTorch in .venv; without a GPU it says so and fails.
 gpu-check: $(VENV)/.dev
 	$(BIN)/python -m training.gpu_check --output results/gpu_check.json
 
 clean:
-	rm -rf build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist demo benchmark-smoke *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
