@@ -36,6 +36,9 @@ BACKWARD = 3.0  # forward and backward, in forward passes
 BESIDE_STEPS = 1.3
 BYTES_PER_VOXEL = 3  # of a prepared case: an image in half precision and labels
 VOLUMES = {"brats2018": 4}  # a subject has, where it is not one
+RESULT_BYTES, BYTES_PER_ROW = 30_000, 170  # of a result file, and of a test case in it
+LUNA_CANDIDATES = 754_975  # rows of candidates_V2.csv; Source: LUNA16
+PHANTOM_CANDIDATES = 18  # of each scan, the test's alone
 
 
 @dataclass(frozen=True)
@@ -266,9 +269,20 @@ def disk_lines(plan: Plan, trained: list[tuple[str, Recipe]]) -> list[str]:
         [
             ["cubes for pre-training", size(sum(stores.values()))],
             ["training cases on the grids of the tasks", size(prepared)],
-            ["results and logs", size(60_000 * len(plan.runs()))],
+            ["results and logs", size(sum(result_bytes(plan, run) for run in plan.runs()))],
         ]
     )
+
+
+def result_bytes(plan: Plan, run: Run) -> int:
+    """Return about how large a result is: lnc lists every candidate of the test."""
+    if run.task != "lnc":
+        return RESULT_BYTES
+    sizes = SPLIT_SIZES["luna16"][""]
+    scans = sizes.train + sizes.test
+    if plan.phantoms is not None:
+        return RESULT_BYTES + PHANTOM_CANDIDATES * BYTES_PER_ROW * plan.phantoms.subjects["luna16"]
+    return RESULT_BYTES + round(sizes.test / scans * LUNA_CANDIDATES) * BYTES_PER_ROW
 
 
 def subjects_of(plan: Plan, corpus: str, modality: str) -> int:

@@ -77,7 +77,9 @@ class Pool:
             expected: Seconds of a job, or anything in proportion, for the time left.
             on_failure: Called in this process with the job and its traceback.
         """
-        outcome = Outcome()
+        outcome = Outcome(exit_code=self.stop.exit_code)
+        if outcome.exit_code:
+            return outcome
         queue, total = deque(jobs), sum(expected(job) for job in jobs)
         started, finished = time.monotonic(), 0.0
         with tqdm(total=len(jobs), desc=title, unit="job", disable=not jobs) as bar:

@@ -10,6 +10,7 @@ lists and the next start tries again; 130 and 143 signals.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from training.benchmark.plan import Plan, load_plan
 from training.benchmark.pool import Outcome, open_pool, pick_devices
 from training.benchmark.sources import corpus_folders
 from training.metrics import runs_folder
+from universal_model_hub.cli.stopping import Stopped, stoppable
 from universal_model_hub.errors import ConfigError, UniversalModelError
 
 STAGES = ("data", "pretraining", "runs", "report")
@@ -38,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.output is None:
             raise ConfigError("Expected --output FOLDER for the results, got none. Name one.")
         return run(plan, options, work)
+    except Stopped as stopped:
+        stages.say("stopped; the same command goes on from here")
+        return 128 + signal.Signals[str(stopped)]
     except UniversalModelError as error:
         if options.debug:
             raise
@@ -50,8 +55,9 @@ def run(plan: Plan, options: argparse.Namespace, work: Path) -> int:
     devices = pick_devices(options.device, options.processes)
     wanted, shard = options.only or STAGES, options.shard
     folders = corpus_folders(plan, options.folders, work)
-    stages.phantoms(plan, folders, len(devices))
-    bench = stages.open_bench(plan, folders, work, options.output)
+    with stoppable():
+        stages.phantoms(plan, folders, len(devices))
+        bench = stages.open_bench(plan, folders, work, options.output)
     failures: dict[object, str] = {}
     with open_pool(devices) as pool:
         for stage in ("data", "pretraining", "runs"):

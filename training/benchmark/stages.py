@@ -5,6 +5,7 @@ Each is left out when its output is there, and goes on where it stopped.
 
 import importlib
 import importlib.util
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from training.benchmark.tasks_data import prepare_case
 from training.benchmark.trial import Trial, run_trial
 from training.corpora.case import Case
 from training.metrics import commit
+from universal_model_hub.cli.stopping import stoppable
 from universal_model_hub.errors import ConfigError
 from universal_model_hub.files import write_json
 from universal_model_hub.preprocess import Preprocessing
@@ -123,7 +125,8 @@ def prepare(bench: Bench, pool: Pool, workers: int) -> Outcome:
             f"first {job.case.volume}: {problem.strip().splitlines()[-1]}"
         )
     if not outcome.exit_code:
-        make_stores(list(unique(bench).values()), bench.sources, workers)
+        with stoppable():
+            make_stores(list(unique(bench).values()), bench.sources, workers)
     return outcome
 
 
@@ -166,7 +169,7 @@ def fine_tune(bench: Bench, pool: Pool, shard: tuple[int, int]) -> Outcome:
         [Trial(bench, run) for run in todo],
         run_trial,
         title="runs",
-        expected=lambda trial: float(bench.plan.tasks[trial.run.task].settings.steps),
+        expected=lambda trial: _voxels(bench.plan, trial.run),
         on_failure=failed,
     )
 
@@ -244,6 +247,12 @@ def _identity(run: Run) -> dict[str, Any]:
         "share": run.share,
         "noise": run.noise,
     }
+
+
+def _voxels(plan: Plan, run: Run) -> float:
+    """Return what a run trains on, in voxels: in proportion to its time, for the time left."""
+    settings = plan.tasks[run.task].settings
+    return float(settings.steps * settings.batch_size * math.prod(settings.cube))
 
 
 def _length(pretraining: Pretraining) -> float:

@@ -124,7 +124,7 @@ def _candidates(bench: Bench, run: Run, sides: Sides, device: torch.device) -> T
         scores = nodule_scores(model, tested, settings.cube, device)
         rows = [
             {
-                "id": f"{tested.ids[scan]}-{number}",
+                "id": str(number),  # the row among the candidates of the test
                 "subject": tested.ids[scan],
                 "target": int(target),
                 "score": float(score),
