@@ -192,7 +192,7 @@ class UpLevel(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From the five maps and the input back to the input grid."""
+    """From the five maps and the image itself back to the input grid."""
 
     def __init__(self, channels: Sequence[int], width: int, *, checkpointing: bool) -> None:
         super().__init__()
@@ -206,7 +206,7 @@ class Decoder(nn.Module):
         )
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Map the input and the five maps, finest first, to (N, channels, T, H, W)."""
+        """Map the image (N, 1, T, H, W) and the five maps to (N, channels, T, H, W)."""
         x = features[-1]
         for level, skip in zip(self.levels, reversed(features[:-1]), strict=True):
             x = run_level(level, x, skip, on=self.checkpointing)
@@ -238,7 +238,7 @@ class I3D(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = I3DEncoder(in_channels, width, copies=copies, checkpointing=checkpointing)
-        channels = [in_channels * copies, *(info.channels for info in self.encoder.maps)]
+        channels = [1, *(info.channels for info in self.encoder.maps)]
         self.decoder = Decoder(channels, width, checkpointing=checkpointing)
         self.head = nn.Conv3d(
             scaled(DECODER_CHANNELS[-1], width, FULL_WIDTH), out_channels, kernel_size=1
@@ -256,7 +256,9 @@ class I3D(nn.Module):
             VolumeError: If ``x`` does not have five axes of at least one voxel.
         """
         video = self.encoder.video(self.encoder.padded(x))
-        features = [video, *self.encoder.end_points(video)]
+        # The finest skip: one channel, so that weights adapt to another number of inputs.
+        image = video.mean(dim=1, keepdim=True)
+        features = [image, *self.encoder.end_points(video)]
         return self.head(self.decoder(features)).transpose(2, 4)
 
 

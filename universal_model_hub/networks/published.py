@@ -59,7 +59,7 @@ def from_published(state: Mapping[str, T]) -> dict[str, T]:
     Raises:
         WeightsError: If the names are not exactly those of the published layout.
     """
-    plain = {_unwrapped(name): value for name, value in state.items()}
+    plain = {unwrapped(name): value for name, value in state.items()}
     if len(plain) != len(state):
         raise WeightsError(
             "Expected each tensor once, but some names differ only in their prefix "
@@ -81,7 +81,8 @@ def _rename(state: Mapping[str, T], names: Mapping[str, str]) -> dict[str, T]:
     return {names[name]: state[name] for name in names}
 
 
-def _unwrapped(name: str) -> str:
+def unwrapped(name: str) -> str:
+    """Return a tensor's name without the prefixes of wrappers."""
     while name.startswith(WRAPPER_PREFIXES):
         name = name.split(".", 1)[1]
     return name
