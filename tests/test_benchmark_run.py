@@ -232,4 +232,12 @@ def test_killed_and_resumed_or_on_one_process_the_results_are_the_same(tmp_path)
     assert plan["synthetic"] is True
     trained = json.loads((tmp_path / "a" / "pretraining.json").read_text())
     assert trained["universal"]["finished"] is True
+    probed = [
+        {path.stem: json.loads(path.read_text()) for path in (tmp_path / out / "probes").iterdir()}
+        for out in ("a", "b")
+    ]
+    assert set(probed[0]) == {"universal", "random", "handmade"}
+    assert probed[0]["universal"]["pretraining"] == trained["universal"]["result"]
+    for row, found in probed[0].items():
+        assert found["questions"] == probed[1][row]["questions"]
     assert str(tmp_path) not in json.dumps([plan, trained])

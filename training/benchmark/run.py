@@ -1,4 +1,4 @@
-"""Every table and figure of the paper, by one command.
+"""Every table and figure of the paper, and probes of the frozen encoders, by one command.
 
     python -m training.benchmark --plan benchmark_mini -o OUT
     python -m training.benchmark --plan benchmark_paper -o OUT luna16=DIR lits2017=DIR \
@@ -24,7 +24,7 @@ from training.metrics import runs_folder
 from universal_model_hub.cli.stopping import Stopped, stoppable
 from universal_model_hub.errors import ConfigError, UniversalModelError
 
-STAGES = ("data", "pretraining", "runs", "report")
+STAGES = ("data", "pretraining", "runs", "probes", "report")
 SOME_FAILED = 4
 
 
@@ -60,15 +60,17 @@ def run(plan: Plan, options: argparse.Namespace, work: Path) -> int:
         bench = stages.open_bench(plan, folders, work, options.output)
     failures: dict[object, str] = {}
     with open_pool(devices) as pool:
-        for stage in ("data", "pretraining", "runs"):
+        for stage in STAGES[:-1]:  # the report needs no pool
             if stage not in wanted:
                 continue
             if stage == "data":
                 outcome: Outcome = stages.prepare(bench, pool, len(devices))
             elif stage == "pretraining":
                 outcome = stages.pretrain(bench, pool, shard)
-            else:
+            elif stage == "runs":
                 outcome = stages.fine_tune(bench, pool, shard)
+            else:
+                outcome = stages.probe(bench, pool, shard)
             failures |= outcome.failures
             if outcome.exit_code:
                 stages.say("stopped; the same command goes on from here")

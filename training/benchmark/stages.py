@@ -1,4 +1,4 @@
-"""The stages of a benchmark in their order: data, pre-training, runs, report.
+"""The stages of a benchmark in their order: data, pre-training, runs, probes, report.
 
 Each is left out when its output is there, and goes on where it stopped.
 """
@@ -21,6 +21,8 @@ from training.benchmark.pretraining import (
     make_stores,
     run_pretraining,
 )
+from training.benchmark.probing import Probe, pretrained_rows, probes, run_probe
+from training.benchmark.probing_cubes import cut_case, cuts
 from training.benchmark.rows import ROWS, UNAVAILABLE, build_network, get_row
 from training.benchmark.sources import Source, open_source, write_phantoms
 from training.benchmark.tasks import TASKS, TargetTask
@@ -172,6 +174,27 @@ def fine_tune(bench: Bench, pool: Pool, shard: tuple[int, int]) -> Outcome:
         expected=lambda trial: _voxels(bench.plan, trial.run),
         on_failure=failed,
     )
+
+
+def probe(bench: Bench, pool: Pool, shard: tuple[int, int]) -> Outcome:
+    """Ask the frozen encoders of a shard, and cut the cubes that they are asked about before."""
+    for row, pretraining in pretrained_rows(bench).items():
+        if not pretraining.is_finished:
+            say(f"no probes of {row}: its pre-training is not finished")
+    todo = [probe for probe in of_shard(probes(bench), shard) if not probe.is_finished]
+
+    def failed(probe: Probe, problem: str) -> None:
+        record = {"name": probe.name, "row": probe.row, "error": problem}
+        write_json(bench.out / "failed" / f"{probe.name}.json", record)
+
+    missing = [cut for cut in cuts(bench) if not cut.file.is_file()] if todo else []
+    outcome = pool.run(missing, cut_case, title="cutting")
+    if outcome.failures:
+        for probe in todo:
+            failed(probe, next(iter(outcome.failures.values())))
+    if outcome.failures or outcome.exit_code:
+        return outcome
+    return pool.run(todo, run_probe, title="probes", on_failure=failed)
 
 
 def report(out: Path) -> None:
