@@ -3,8 +3,6 @@
 Each is left out when its output is there, and goes on where it stopped.
 """
 
-import importlib
-import importlib.util
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,6 +21,7 @@ from training.benchmark.pretraining import (
 )
 from training.benchmark.probing import Probe, pretrained_rows, probes, run_probe
 from training.benchmark.probing_cubes import cut_case, cuts
+from training.benchmark.report import write_report
 from training.benchmark.rows import ROWS, UNAVAILABLE, build_network, get_row
 from training.benchmark.sources import Source, open_source, write_phantoms
 from training.benchmark.tasks import TASKS, TargetTask
@@ -199,10 +198,8 @@ def probe(bench: Bench, pool: Pool, shard: tuple[int, int]) -> Outcome:
 
 def report(out: Path) -> None:
     """Write the report of what is there."""
-    if importlib.util.find_spec("training.benchmark.report") is None:
-        say("no report is written: this checkout has no training/benchmark/report.py")
-        return
-    importlib.import_module("training.benchmark.report").write_report(out)
+    write_report(out)
+    say(f"report: {out / 'report.html'}")
 
 
 def of_shard(items: Sequence[Any], shard: tuple[int, int]) -> list[Any]:

@@ -61,11 +61,11 @@ def curves_chart(curves: Sequence[Curve], score_name: str) -> Chart:
                     markerfacecolor="none",
                     markeredgecolor=color,
                 )
-        _finish(left, ink, "step", "training loss")
-        _finish(right, ink, "step", score_name)
-        _legend(left, ink)
+        finish_axis(left, ink, "step", "training loss")
+        finish_axis(right, ink, "step", score_name)
+        show_legend(left, ink)
 
-    return _chart(draw, 8.4, 3.1)
+    return draw_chart(draw, 8.4, 3.1)
 
 
 def scores_chart(
@@ -103,12 +103,12 @@ def scores_chart(
         axis.set_yticks(range(len(rows)), [row.name for row in rows])
         axis.set_ylim(len(rows) - 0.4, -0.6)
         axis.set_xlim(-0.02, 1.02)
-        _finish(axis, ink, f"{name} (dots: cases; diamond: mean; bar: 95 % interval)", "")
+        finish_axis(axis, ink, f"{name} (dots: cases; diamond: mean; bar: 95 % interval)", "")
         axis.grid(visible=False, axis="y")
         if len(arms) > 1:
-            _legend(axis, ink, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(arms))
+            show_legend(axis, ink, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(arms))
 
-    return _chart(draw, 8.4, 1.1 + (0.22 + 0.2 * len(arms)) * len(rows))
+    return draw_chart(draw, 8.4, 1.1 + (0.22 + 0.2 * len(arms)) * len(rows))
 
 
 def roc_chart(arms: Mapping[str, Sequence[CaseAnswer]], classes: Mapping[int, str]) -> Chart:
@@ -127,12 +127,12 @@ def roc_chart(arms: Mapping[str, Sequence[CaseAnswer]], classes: Mapping[int, st
                     continue  # a curve needs cases on both sides
                 wrong, right, _ = metrics.roc_curve(truth, scores)
                 axis.plot(wrong, right, color=class_color(label + 1), label=classes[label])
-            _finish(axis, ink, "1 - specificity", "sensitivity")
+            finish_axis(axis, ink, "1 - specificity", "sensitivity")
             axis.set_title(arm, color=ink, fontsize=9)
             axis.set_box_aspect(1)
-            _legend(axis, ink, loc="lower right")
+            show_legend(axis, ink, loc="lower right")
 
-    return _chart(draw, 3.7 * len(arms), 3.9)
+    return draw_chart(draw, 3.7 * len(arms), 3.9)
 
 
 def confusion_chart(arms: Mapping[str, ClassificationScores], classes: Mapping[int, str]) -> Chart:
@@ -151,11 +151,11 @@ def confusion_chart(arms: Mapping[str, ClassificationScores], classes: Mapping[i
                 axis.text(column, row, str(count), ha="center", va="center", color=color)
             axis.set_xticks(range(len(names)), names, rotation=30 if len(names) > 3 else 0)
             axis.set_yticks(range(len(names)), names)
-            _finish(axis, ink, "predicted", "truth")
+            finish_axis(axis, ink, "predicted", "truth")
             axis.grid(visible=False)
             axis.set_title(arm, color=ink, fontsize=9)
 
-    return _chart(draw, (side + 0.6) * len(arms), side)
+    return draw_chart(draw, (side + 0.6) * len(arms), side)
 
 
 def _mean_with_interval(
@@ -178,8 +178,8 @@ def _smooth(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.arange(width, len(losses) + 1), means
 
 
-def _chart(draw: Callable[[Any, str], None], width: float, height: float) -> Chart:
-    """Draw on figures of their own: no pyplot, so nothing is left open."""
+def draw_chart(draw: Callable[[Any, str], None], width: float, height: float) -> Chart:
+    """Draw for a light page and for a dark one, each on a figure of its own, in inches."""
     figures = needed("matplotlib.figure", "matplotlib")
     pictures = []
     for ink in ("#333333", "#d6d6d6"):
@@ -191,7 +191,8 @@ def _chart(draw: Callable[[Any, str], None], width: float, height: float) -> Cha
     return Chart(pictures[0], pictures[1], round(width * CSS_PIXELS))
 
 
-def _finish(axis: Any, ink: str, across: str, along: str) -> None:
+def finish_axis(axis: Any, ink: str, across: str, along: str) -> None:
+    """Name the axes and draw all but the data in ``ink``."""
     axis.set_xlabel(across, color=ink, fontsize=8)
     axis.set_ylabel(along, color=ink, fontsize=8)
     axis.tick_params(colors=ink, labelsize=8, length=3)
@@ -201,7 +202,8 @@ def _finish(axis: Any, ink: str, across: str, along: str) -> None:
     axis.set_axisbelow(True)
 
 
-def _legend(axis: Any, ink: str, **place: Any) -> None:
+def show_legend(axis: Any, ink: str, **place: Any) -> None:
+    """Show the legend of an axis that has entries."""
     if axis.get_legend_handles_labels()[0]:
         axis.legend(frameon=False, fontsize=8, labelcolor=ink, **place)
 

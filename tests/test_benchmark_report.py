@@ -1,0 +1,306 @@
+"""The report of the benchmark: statistics against SciPy and scikit-learn, and what pages say."""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from training.benchmark.findings import findings, summary
+from training.benchmark.report import main, write_report
+from training.benchmark.results import Result, read_results
+from training.benchmark.statistics import (
+    compare,
+    corrected,
+    mean_interval,
+    paired_auc,
+    paired_scores,
+    rank_auc,
+)
+from training.benchmark.tables import labels_saved, published_scores
+from universal_model_hub.errors import CheckpointError, ConfigError
+
+ROWS = {
+    "scratch": "From scratch",
+    "genesis": "Models Genesis, in its manner",
+    "universal": "Universal Model",
+    "i3d_pretrained": "I3D",
+}
+TASKS = {"bts": "iou", "adc": "auc"}
+LEVELS = {"scratch": 0.50, "genesis": 0.60, "universal": 0.70}
+
+
+def run_name(row: str, task: str, trial: int, share: float = 1.0, noise: float = 0.0) -> str:
+    return f"{task}-{row}-{share:g}-{noise:g}-{trial}-0123456789ab"
+
+
+def segmented(scores: Sequence[float]) -> list[dict[str, Any]]:
+    return [
+        {"id": f"case{i}", "subject": f"s{i}", "iou": v, "dice": v, "hd95_mm": 3.0}
+        for i, v in enumerate(scores)
+    ]
+
+
+def classified(targets: Sequence[int], scores: Sequence[float]) -> list[dict[str, Any]]:
+    return [
+        {"id": f"case{i}", "subject": f"s{i}", "target": int(t), "score": float(s)}
+        for i, (t, s) in enumerate(zip(targets, scores, strict=True))
+    ]
+
+
+def result(
+    row: str, task: str, trial: int, cases: list[dict[str, Any]], **given: Any
+) -> dict[str, Any]:
+    if TASKS[task] == "iou":
+        mean = float(np.mean([case["iou"] for case in cases]))
+        metrics: dict[str, Any] = {"iou": mean, "dice": mean, "hd95_mm": 3.0}
+    else:
+        targets = [case["target"] for case in cases]
+        area = roc_auc_score(targets, [case["score"] for case in cases])
+        metrics = {"auc": float(area), "accuracy": 0.5, "sensitivity": None}
+    return {
+        "row": row, "task": task, "trial": trial, "share": 1.0, "noise": 0.0,
+        "metrics": metrics, "cases": cases,
+        "curve": [{"step": 5, "validation": 0.1}, {"step": 10, "validation": 0.4}],
+        "network": {"name": "unet3d", "parameters": 1234, "gmac": 0.5, "peak_bytes": 2**30,
+                    "input": [8, 8, 8]},
+        "pretraining": None, "commit": "c" * 40, "date": "2026-01-01", "log": "logs/x.log",
+        "hardware": {"processor": "some CPU", "torch": "2"},
+        "seconds": 7200.0, "validation_seconds": 0.0, "test_seconds": 0.0, **given,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """A folder of results with two tasks, three trials, and a planted order on bts."""
+    rng = np.random.default_rng(0)
+    targets = np.arange(24) % 2
+    for folder in ("runs", "failed", "examples", "probes"):
+        (tmp_path / folder).mkdir()
+    names = []
+    for trial in range(3):
+        common = rng.normal(0, 0.02, 12)
+        for row, level in LEVELS.items():
+            names += [run_name(row, "bts", trial), run_name(row, "adc", trial)]
+            noise = rng.normal(0, 0.005, 12)
+            write(tmp_path, result(row, "bts", trial, segmented(level + common + noise)))
+            write(tmp_path, result(row, "adc", trial, classified(targets, rng.random(24))))
+    table = {"rows": list(ROWS), "tasks": list(TASKS), "shares": [1.0], "noise_mm": [0.0],
+             "trials": 3, "runs": names}  # fmt: skip
+    plan = {
+        "name": "benchmark_test", "title": "A test <of> the report.", "synthetic": True,
+        "tables": {"table_3": table, "table_4": table, "figure_4": table, "figure_5": table},
+        "rows": {
+            row: {"title": title, "note": "weights not available" if "i3d" in row else ""}
+            for row, title in ROWS.items()
+        },
+        "tasks": {
+            name: {"title": name, "metric": metric, "steps": 10, "cube": [8, 8, 8],
+                   "subjects": {"train": 3, "validation": 1, "test": 12}, "spacing_mm": [3, 3, 3]}
+            for name, metric in TASKS.items()
+        },
+        "data": {"brats2018": "0" * 64},
+    }  # fmt: skip
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    return tmp_path
+
+
+def write(out: Path, content: Mapping[str, Any]) -> None:
+    name = run_name(content["row"], content["task"], content["trial"])
+    (out / "runs" / f"{name}.json").write_text(json.dumps(content))
+
+
+def as_result(content: Mapping[str, Any]) -> Result:
+    keys = ("row", "task", "trial", "share", "noise", "metrics", "cases", "curve")
+    return Result(name="x", content=content, **{key: content[key] for key in keys})
+
+
+def test_the_mean_interval_is_students() -> None:
+    values = [1.0, 2.5, 0.5, 3.0]
+    wanted = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert mean_interval(values) == pytest.approx((wanted.low, wanted.high))
+    assert mean_interval([1.0]) == (None, None)
+
+
+def test_trials_are_paired_by_number() -> None:
+    ours = [as_result(result("a", "bts", t, segmented([0.5 + t / 10]))) for t in (0, 1, 3)]
+    theirs = [as_result(result("b", "bts", t, segmented([0.4 + t / 10]))) for t in (3, 2, 1)]
+    difference = compare(ours, theirs, "iou")
+    assert difference.by_trial == pytest.approx((10.0, 10.0))  # trials 1 and 3
+
+
+def test_cases_are_tested_on_their_means_over_trials() -> None:
+    rng = np.random.default_rng(1)
+    a, b = rng.random((2, 2, 9))
+    ours = [as_result(result("a", "bts", t, segmented(a[t]))) for t in range(2)]
+    theirs = [as_result(result("b", "bts", t, segmented(b[t]))) for t in range(2)]
+    cases, p, _ = paired_scores(ours, theirs, "iou")
+    assert cases == 9
+    assert p == pytest.approx(stats.wilcoxon(a.mean(0) - b.mean(0)).pvalue)
+
+
+def test_equal_scores_are_no_difference_and_few_cases_no_test() -> None:
+    same = [as_result(result("a", "bts", 0, segmented([0.5] * 9)))]
+    assert paired_scores(same, same, "iou")[1] == 1.0
+    few = [as_result(result("a", "bts", 0, segmented([0.5] * 4)))]
+    assert paired_scores(few, few, "iou")[1] is None
+
+
+def test_rank_auc_is_scikit_learns() -> None:
+    rng = np.random.default_rng(2)
+    truth, scores = rng.integers(0, 2, 50), rng.integers(0, 6, 50).astype(float)  # with ties
+    assert rank_auc(truth, scores) == pytest.approx(roc_auc_score(truth, scores))
+
+
+def test_a_real_difference_of_auc_is_found_and_chance_is_not() -> None:
+    rng = np.random.default_rng(3)
+    truth = np.arange(60) % 2
+    good = [as_result(result("a", "adc", 0, classified(truth, truth + rng.normal(0, 0.3, 60))))]
+    chance = [as_result(result("b", "adc", 0, classified(truth, rng.random(60))))]
+    other = [as_result(result("c", "adc", 0, classified(truth, rng.random(60))))]
+    found, unclear = paired_auc(good, chance, "auc")[1], paired_auc(chance, other, "auc")[1]
+    assert found is not None
+    assert found < 0.01
+    assert unclear is not None
+    assert unclear > 0.05
+    assert paired_auc(good, good, "auc")[1] == 1.0
+
+
+def test_p_values_are_corrected_among_those_that_are_there() -> None:
+    assert corrected([0.01, None, 0.04]) == [pytest.approx(0.02), None, pytest.approx(0.04)]
+    assert corrected([None]) == [None]
+
+
+@pytest.mark.parametrize(
+    ("scores", "goal", "saved"),
+    [
+        ([0.5, 0.7, 0.9], 0.8, 0.35),  # midway from 30 to 100 %
+        ([0.5, 0.7, 0.9], 0.4, 0.9),  # the least share does
+        ([0.5, 0.7, 0.9], 0.95, None),
+        ([0.5, None, 0.9], 0.8, None),
+        ([0.5, 0.7, 0.9], None, None),
+    ],
+)
+def test_labels_saved(scores: list[float | None], goal: float | None, saved: float | None) -> None:
+    assert labels_saved([0.1, 0.3, 1.0], scores, goal) == (
+        None if saved is None else pytest.approx(saved)
+    )
+
+
+def test_a_planted_order_is_found_and_chance_is_called_noise(out: Path) -> None:
+    found = {(one.task, one.better, one.worse): one for one in findings(read_results(out))}
+    planted = found["bts", "universal", "scratch"]
+    assert planted.verdict == "as in the paper"
+    assert planted.difference.mean == pytest.approx(20, abs=1)
+    assert found["adc", "universal", "scratch"].verdict == "within the noise"
+    assert ("bts", "model_multi", "model_ct") not in found  # not planned
+
+
+def test_an_order_the_other_way_is_said(out: Path) -> None:
+    for trial in range(3):
+        write(out, result("scratch", "bts", trial, segmented([0.9 + trial / 1000] * 12)))
+    results = read_results(out)
+    verdicts = {(one.task, one.better, one.worse): one.verdict for one in findings(results)}
+    assert verdicts["bts", "universal", "scratch"] == "the other way"
+    assert "1 of 3 comparisons have the paper's order" in summary(findings(results), results)[0]
+
+
+def test_ours_and_the_papers_numbers_stand_in_columns_of_their_own(out: Path) -> None:
+    write_report(out)
+    text = (out / "report.md").read_text()
+    table = text[text.index("## Table III") :].splitlines()
+    head = next(line for line in table if line.startswith("| start"))
+    row = next(line for line in table if line.startswith("| Universal Model"))
+    cells = dict(zip(head.split("|"), row.split("|"), strict=True))
+    assert re.match(r" (69|70)\.\d\d ± ", cells[" bts, IoU % "])
+    assert cells[" bts, reported in the paper "] == " 72.10 ± 0.67 "
+    rival = next(line for line in table if line.startswith("| I3D"))
+    cells = dict(zip(head.split("|"), rival.split("|"), strict=True))
+    assert cells[" bts, IoU % "] == " weights not available "
+    assert cells[" bts, reported in the paper "] == " 67.83 ± 0.75 "
+
+
+def test_every_published_row_is_known_here() -> None:
+    assert published_scores("universal")["adc"] == (86.44, 1.09)
+    assert published_scores("genesis", ", corrupted labels")["bts"] == (67.45, 1.51)
+    assert published_scores("i3d") == {}  # from scratch: the paper has no such row
+
+
+def test_missing_runs_are_named_and_other_configurations_left_alone(out: Path) -> None:
+    (out / "runs" / f"{run_name('genesis', 'bts', 0)}.json").unlink()
+    for trial in (1, 2):
+        (out / "runs" / f"{run_name('genesis', 'bts', trial)}.json").unlink()
+    stray = out / "runs" / "bts-genesis-1-0-0-ffffffffffff.json"
+    stray.write_text(json.dumps(result("genesis", "bts", 0, segmented([1.0] * 12))))
+    write_report(out)
+    text = (out / "report.md").read_text()
+    assert "15 of 18 planned runs are there" in text
+    row = next(line for line in text.splitlines() if line.startswith("| Models Genesis"))
+    assert "no run yet" in row
+    assert "100.00" not in row
+
+
+def test_failures_are_listed_also_those_of_probes(out: Path) -> None:
+    (out / "failed" / "probes-universal.json").write_text(
+        json.dumps({"name": "probes-universal", "row": "universal", "error": "E: no <cubes>"})
+    )
+    write_report(out)
+    page = (out / "report.html").read_text()
+    assert "probes-universal: E: no &lt;cubes&gt;" in page
+    assert "1 failed" in page
+
+
+def test_the_page_says_synthetic_loads_nothing_and_links_to_every_run(out: Path) -> None:
+    write_report(out)
+    page = (out / "report.html").read_text()
+    assert "All scans are synthetic phantoms" in page
+    assert "A test &lt;of&gt; the report." in page
+    assert "http" not in re.sub(r"http-equiv", "", page)
+    links = re.findall(r"href='(runs/[^']+)'", page)
+    assert len(links) == 18
+    assert all((out / link).is_file() for link in links)
+    assert page.count("class='sortable'") >= 7
+    assert "data:image/png" in page
+
+
+def test_a_segmentation_is_drawn_for_each_row(out: Path) -> None:
+    labels = np.zeros((12, 12, 12), np.uint8)
+    labels[4:8, 4:8, 4:8] = 1
+    np.savez_compressed(
+        out / "examples" / "bts-universal.npz",
+        image=np.random.default_rng(0).random((12, 12, 12)).astype(np.float32),
+        truth=labels, predicted=np.roll(labels, 1, 0), spacing_mm=np.ones(3), case="c",
+    )  # fmt: skip
+    write_report(out)
+    assert "bts: Universal Model, trial 0" in (out / "report.html").read_text()
+    (out / "examples" / "bts-universal.npz").write_bytes(b"no zip")
+    with pytest.raises(CheckpointError, match=r"bts-universal\.npz"):
+        write_report(out)
+
+
+def test_damaged_and_missing_files_are_named(out: Path, tmp_path: Path) -> None:
+    path = out / "runs" / f"{run_name('universal', 'bts', 1)}.json"
+    path.write_text("{")
+    with pytest.raises(CheckpointError, match=path.name):
+        write_report(out)
+    path.write_text('{"row": "universal"}')
+    with pytest.raises(CheckpointError, match=path.name):
+        write_report(out)
+    shutil.rmtree(out / "runs")
+    with pytest.raises(ConfigError, match=r"plan\.json"):
+        write_report(out / "failed")
+    assert main([str(out / "failed")]) == ConfigError.exit_code
+
+
+def test_the_report_is_the_same_twice(out: Path) -> None:
+    write_report(out)
+    names = ("report.html", "report.md", "report.json")
+    first = [(out / name).read_bytes() for name in names]
+    write_report(out)
+    assert [(out / name).read_bytes() for name in names] == first

@@ -1,0 +1,118 @@
+"""What the paper finds, checked on the runs at hand and stated as found.
+
+Source: Zhang et al., Sec. V-A and V-B: Universal Model above Models Genesis above scratch, several
+data sets above one modality, each module a gain.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from training.benchmark.results import Results, Table
+from training.benchmark.statistics import Difference, compare, corrected, spread
+
+# (better, worse) in the paper.
+ORDER = (
+    ("universal", "genesis"),
+    ("genesis", "scratch"),
+    ("universal", "scratch"),
+    ("model_multi", "model_ct"),
+    ("model_multi", "model_mri"),
+    ("multi_mial", "model_multi"),
+    ("multi_sc", "model_multi"),
+    ("universal", "multi_mial"),
+    ("universal", "multi_sc"),
+)
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One comparison of the paper on one task, as found here."""
+
+    task: str
+    better: str  # row, in the paper
+    worse: str
+    means: tuple[float, float]
+    difference: Difference
+    p: float | None  # corrected for the number of comparisons of all findings
+
+    @property
+    def holds(self) -> bool:
+        """Whether the means lie in the paper's order."""
+        return self.means[0] > self.means[1]
+
+    @property
+    def verdict(self) -> str:
+        """Say how sure the order is: by the interval over trials, and by the test over cases."""
+        low, high = self.difference.low, self.difference.high
+        if low is None or high is None:
+            return "as in the paper, one trial" if self.holds else "not found, one trial"
+        if low > 0:
+            known = self.p is not None and self.p < SIGNIFICANT
+            return "as in the paper" if known else "as in the paper over trials, not over cases"
+        if high < 0:
+            return "the other way"
+        return "within the noise"
+
+
+def findings(results: Results) -> list[Finding]:
+    """Check the order on every task; comparisons without runs of both rows are left out."""
+    found: list[Finding] = []
+    for task in results.plan["tasks"]:
+        for better, worse in ORDER:
+            one = _finding(results, task, better, worse)
+            if one is not None:
+                found.append(one)
+    adjusted = corrected([one.difference.p for one in found])
+    return [
+        Finding(
+            task=one.task, better=one.better, worse=one.worse, means=one.means,
+            difference=one.difference, p=p,
+        )
+        for one, p in zip(found, adjusted, strict=True)
+    ]  # fmt: skip
+
+
+def summary(found: Sequence[Finding], results: Results) -> list[str]:
+    """State for each task how many comparisons lie as in the paper."""
+    lines = []
+    for task in results.plan["tasks"]:
+        own = [one for one in found if one.task == task]
+        if not own:
+            continue
+        held = sum(one.holds for one in own)
+        against = sum(one.verdict == "the other way" for one in own)
+        certain = sum(one.difference.low is not None and one.difference.low > 0 for one in own)
+        lines.append(
+            f"{task}: {held} of {len(own)} comparisons have the paper's order in their means; "
+            f"{certain} with an interval over trials above zero, {against} with one below."
+        )
+    return lines
+
+
+def _finding(results: Results, task: str, better: str, worse: str) -> Finding | None:
+    table = _table_with(results, task, better, worse)
+    if table is None:
+        return None
+    metric = results.metric(task)
+    ours, theirs = table.select(better, task), table.select(worse, task)
+    difference = compare(ours, theirs, metric)
+    first, second = spread(ours, metric).mean, spread(theirs, metric).mean
+    if first is None or second is None or not difference.by_trial:
+        return None
+    return Finding(
+        task=task,
+        better=better,
+        worse=worse,
+        means=(first, second),
+        difference=difference,
+        p=None,
+    )
+
+
+def _table_with(results: Results, task: str, *rows: str) -> Table | None:
+    for name in ("table_4", "table_3"):
+        table = results.tables.get(name)
+        if table is not None and task in table.tasks and set(rows) <= set(table.rows):
+            return table
+    return None

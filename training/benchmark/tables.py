@@ -1,0 +1,394 @@
+"""Tables of the report: numbers of the runs, and those of the paper in columns of their own."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, median
+from typing import Any
+
+from training.benchmark.findings import Finding
+from training.benchmark.results import METRICS, NAMES, Result, Results, Table
+from training.benchmark.statistics import Spread, spread
+from training.published import PUBLISHED
+
+# Names in training.published of the rows here; the paper has no untrained I3D, NiftyNet and Med3D.
+APPROACHES = {
+    "scratch": "From scratch",
+    "i3d_pretrained": "I3D",
+    "dense_vnet_pretrained": "NiftyNet",
+    "med3d_pretrained": "Med3D",
+    "rotation": "3D Rotation",
+    "jigsaw": "3D Jigsaw",
+    "genesis": "Model Genesis",
+    "model_ct": "Model_CT",
+    "model_mri": "Model_MRI",
+    "model_multi": "Model_Multi",
+    "multi_mial": "Model_Multi+MIAL",
+    "multi_sc": "Model_Multi+SC",
+    "universal": "Universal Model",
+}
+CORRUPTED = ", corrupted labels"  # of the approaches in Table V
+NOTHING = "\N{EN DASH}"
+PENDING = "no run yet"
+UNDEFINED = "not defined"  # in no trial: nothing was found, say
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell, and what it is sorted by."""
+
+    text: str
+    key: float | str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """A table as a page shows it."""
+
+    title: str
+    note: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    numeric: tuple[int, ...] = ()
+
+    def markdown(self) -> str:
+        """Return the table in Markdown."""
+        rule = ["---:" if i in self.numeric else "---" for i in range(len(self.head))]
+        lines = [self.head, rule, *([cell.text for cell in row] for row in self.rows)]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def result_views(results: Results) -> Iterator[View]:
+    """Return Tables III, IV and V, each followed by its other metrics."""
+    titles = {
+        "table_3": "Table III: ways to start",
+        "table_4": "Table IV: parts of the method",
+        "table_5": "Table V: noisy labels",
+    }
+    for name, title in titles.items():
+        table = results.tables.get(name)
+        if table is not None:
+            yield scores_view(results, table, title)
+            yield other_metrics_view(results, table, f"{title}, other metrics")
+
+
+def scores_view(results: Results, table: Table, title: str) -> View:
+    """Return the metric that decides each task, beside what the paper reports."""
+    head, rows = ["start"], []
+    for task in table.tasks:
+        metric = NAMES[results.metric(task)]
+        head += [f"{task}, {metric} %", f"{task}, reported in the paper"]
+    suffix = CORRUPTED if max(table.noise) > 0 else ""
+    for row in table.rows:
+        cells = [Cell(results.title(row), results.title(row))]
+        reported = published_scores(row, suffix)
+        for task in table.tasks:
+            runs = table.select(row, task)
+            own = spread(runs, results.metric(task))
+            cells.append(spread_cell(own, runs, results.is_missing(row)))
+            pair = reported.get(task)
+            cells.append(Cell(f"{pair[0]:.2f} ± {pair[1]:.2f}", pair[0]) if pair else Cell(NOTHING))
+        rows.append(tuple(cells))
+    note = (
+        f"Mean ± standard deviation of {trials_of(table)} on test scans "
+        f"({len(table.results)} of {table.planned} runs are there)."
+    )
+    noisy = noise_note(table)
+    return View(
+        title=title,
+        note=f"{note} {noisy}".strip(),
+        head=tuple(head),
+        rows=tuple(rows),
+        numeric=tuple(range(1, len(head))),
+    )
+
+
+def other_metrics_view(results: Results, table: Table, title: str) -> View:
+    """Return the metrics beside the one that decides."""
+    head, rows = ["start"], []
+    others = [(task, name) for task in table.tasks for name in METRICS[results.metric(task)][1:]]
+    head += [
+        f"{task}, {NAMES[name]}" + ("" if name == "hd95_mm" else " %") for task, name in others
+    ]
+    for row in table.rows:
+        cells = [Cell(results.title(row), results.title(row))]
+        for task, name in others:
+            runs = table.select(row, task)
+            own = spread(runs, name)
+            cells.append(spread_cell(own, runs, results.is_missing(row)))
+        rows.append(tuple(cells))
+    note = (
+        "HD95 is over the cases in which something was found; accuracy and sensitivity are "
+        "those of a probability above one half."
+    )
+    return View(
+        title=title,
+        note=note,
+        head=tuple(head),
+        rows=tuple(rows),
+        numeric=tuple(range(1, len(head))),
+    )
+
+
+def trials_of(table: Table) -> str:
+    """Return the number of trials of a table, in words."""
+    return f"{table.trials} trial" + ("" if table.trials == 1 else "s")
+
+
+def tasks_view(results: Results) -> View:
+    """Return what each task trains and tests on."""
+    rows = []
+    for name, task in results.plan["tasks"].items():
+        people = task["subjects"]
+        cells = [Cell(name, name), Cell(task["title"], task["title"])]
+        for side in ("train", "validation", "test"):
+            cells.append(Cell(str(people[side]), people[side]))
+        cells.append(Cell(f"{task['steps']:,}", task["steps"]))
+        cells.append(Cell(" x ".join(map(str, task["cube"])), str(task["cube"])))
+        cells.append(
+            Cell(" x ".join(f"{side:g}" for side in task["spacing_mm"]), str(task["spacing_mm"]))
+        )
+        rows.append(tuple(cells))
+    return View(
+        title="Tasks",
+        note="Subjects by part. Validation draws curves and chooses nothing; tests are read once.",
+        head=("task", "what", "train", "validate", "test", "steps", "cube, voxels", "spacing, mm"),
+        rows=tuple(rows),
+        numeric=(2, 3, 4, 5),
+    )
+
+
+def noise_note(table: Table) -> str:
+    """Say how severe the noise of labels was, as measured; empty without any."""
+    measured = [found for result in table.results if (found := result.content.get("label_noise"))]
+    if not measured:
+        return ""
+    middle = mean(found["dice_mean"] for found in measured)
+    least = min(found["dice_least"] for found in measured)
+    return (
+        f"Borders of training labels were moved by up to {max(table.noise):g} mm: their Dice "
+        f"against clean labels is {middle:.2f} in the mean, {least:.2f} at least. Tests are clean."
+    )
+
+
+def labels_view(results: Results) -> View | None:
+    """Return Fig. 5 in numbers: scores by share of labels, and the labels that are saved."""
+    table = results.tables.get("figure_5")
+    if table is None:
+        return None
+    shares = sorted(table.shares)
+    head = ["task", "start", *(f"{share:.0%} of subjects" for share in shares), "labels saved"]
+    rows = []
+    for task in table.tasks:
+        metric = results.metric(task)
+        for row in table.rows:
+            selected = [table.select(row, task, share=share) for share in shares]
+            means = [spread(runs, metric) for runs in selected]
+            cells = [Cell(task, task), Cell(results.title(row), results.title(row))]
+            cells += [
+                spread_cell(own, runs, results.is_missing(row))
+                for own, runs in zip(means, selected, strict=True)
+            ]
+            saved = None
+            if row != "scratch":
+                goal = spread(table.select("scratch", task, share=shares[-1]), metric).mean
+                saved = labels_saved(shares, [own.mean for own in means], goal)
+            cells.append(Cell(NOTHING) if saved is None else Cell(f"{saved:.0%}", saved))
+            rows.append(tuple(cells))
+    note = (
+        f"Test scores, mean ± standard deviation of {trials_of(table)}. Labels saved: how many "
+        "fewer give the mean score of scratch with all of them, by straight lines between the "
+        "shares; a dash where that score is not reached."
+    )
+    return View(
+        title="Fig. 5: shares of the labels",
+        note=note,
+        head=tuple(head),
+        rows=tuple(rows),
+        numeric=tuple(range(2, len(head))),
+    )
+
+
+def labels_saved(
+    shares: Sequence[float], scores: Sequence[float | None], goal: float | None
+) -> float | None:
+    """Return the part of labels that is not needed for a score.
+
+    Args:
+        shares: Ascending shares of labels; the last one is all of them.
+        scores: Mean score at each; None where there is none.
+        goal: Score to reach.
+
+    Returns:
+        1 less the first share at which straight lines between the scores reach the goal; None where
+        they do not, or a score is missing.
+    """
+    known = [score for score in scores if score is not None]
+    if goal is None or len(known) < len(scores):
+        return None
+    if known[0] >= goal:
+        return 1 - shares[0]
+    for i in range(1, len(known)):
+        if known[i] >= goal:
+            part = (goal - known[i - 1]) / (known[i] - known[i - 1])
+            return 1 - (shares[i - 1] + part * (shares[i] - shares[i - 1]))
+    return None
+
+
+def findings_view(found: Sequence[Finding], results: Results) -> View:
+    """Return the order that the paper finds, as found here."""
+    rows = []
+    for one in found:
+        gap = one.difference
+        reported = _reported_gap(one)
+        interval = (
+            NOTHING if gap.low is None or gap.high is None else f"{gap.low:+.1f} to {gap.high:+.1f}"
+        )
+        rows.append(
+            (
+                Cell(one.task, one.task),
+                Cell(f"{results.title(one.better)} > {results.title(one.worse)}", one.better),
+                Cell(f"{gap.mean:+.1f}", gap.mean),
+                Cell(interval, gap.low),
+                Cell(str(len(gap.by_trial)), len(gap.by_trial)),
+                p_cell(one.p),
+                Cell(one.verdict, one.verdict),
+                Cell(NOTHING) if reported is None else Cell(f"{reported:+.2f}", reported),
+            )
+        )
+    tests = sorted({one.difference.test for one in found if one.p is not None})
+    note = (
+        "Difference of means in points, paired by trial, with its 95 % interval over trials "
+        "(Student). p is over test cases, corrected for all comparisons of this table (Benjamini "
+        f"and Hochberg): {'; '.join(tests) or 'none could be made'}."
+    )
+    return View(
+        title="The order that the paper finds",
+        note=note,
+        head=(
+            "task", "in the paper", "difference", "95 % interval", "trials", "p, corrected",
+            "found here", "difference, reported in the paper",
+        ),
+        rows=tuple(rows),
+        numeric=(2, 3, 4, 5, 7),
+    )  # fmt: skip
+
+
+def cost_view(results: Results) -> View:
+    """Return what a run of each start costs, by task."""
+    rows = []
+    runs = list(results.runs.values())
+    for row in results.plan["rows"]:
+        for task in results.plan["tasks"]:
+            own = [r for r in runs if (r.row, r.task, r.share, r.noise) == (row, task, 1.0, 0.0)]
+            if own:
+                rows.append((Cell(results.title(row), results.title(row)), *_cost_cells(task, own)))
+    return View(
+        title="Cost",
+        note=(
+            "Of one run with all labels: median over trials. GMAC (1e9 multiply-adds) of the "
+            "forward pass of one training input; seconds of the steps and of the test; memory is "
+            "the peak of the process, with the data in it. Runs shared the machine."
+        ),
+        head=(
+            "start", "task", "parameters", "GMAC", "input", "seconds, training", "seconds, test",
+            "peak memory, GiB", "hours of pre-training",
+        ),
+        rows=tuple(rows),
+        numeric=(2, 3, 5, 6, 7, 8),
+    )  # fmt: skip
+
+
+def probes_view(results: Results) -> View | None:
+    """Return what frozen encoders know, and whether they tell the modality."""
+    if not results.probes:
+        return None
+    questions = list(
+        dict.fromkeys(q for probe in results.probes.values() for q in probe["questions"])
+    )
+    rows = []
+    for row in _probe_order(results):
+        asked = results.probes[row]["questions"]
+        title = results.plan["rows"].get(row, {}).get("title", PROBE_TITLES.get(row, row))
+        cells = [Cell(title, title)]
+        for question in questions:
+            linear = asked.get(question, {}).get("classifiers", {}).get("linear", {})
+            score = linear.get("auc")
+            cells.append(
+                Cell(NOTHING)
+                if not score or score.get("mean") is None
+                else Cell(
+                    f"{score['mean']:.2f} ± {score.get('sd') or 0.0:.2f}", float(score["mean"])
+                )
+            )
+        rows.append(tuple(cells))
+    return View(
+        title="Frozen encoders, and the leak of modality",
+        note=(
+            "AUC of a linear probe on the embedding of cubes of test scans, mean ± standard "
+            "deviation over splits by subject, which share subjects. modality: CT or MR, which "
+            "MIAL wants features not to tell (0.5: they do not); modality_same_anatomy: the same "
+            "within hearts alone. For the others more is better."
+        ),
+        head=("encoder", *questions),
+        rows=tuple(rows),
+        numeric=tuple(range(1, len(questions) + 1)),
+    )
+
+
+PROBE_TITLES = {"random": "Random weights", "handmade": "Hand-made features"}
+
+
+def published_scores(row: str, suffix: str = "") -> Mapping[str, tuple[float, float]]:
+    """Return what the paper reports of a row: mean and standard deviation in percent, by task."""
+    approach = APPROACHES.get(row)
+    for entry in PUBLISHED:
+        if approach is not None and entry.approach == approach + suffix:
+            return entry.scores
+    return {}
+
+
+def spread_cell(own: Spread, runs: Sequence[Result], missing: str) -> Cell:
+    """Return mean and standard deviation, or why there is none."""
+    if own.mean is None:
+        return Cell(UNDEFINED if runs else missing or PENDING)
+    if own.sd is None:
+        return Cell(f"{own.mean:.2f} (n = 1)", own.mean)
+    return Cell(f"{own.mean:.2f} ± {own.sd:.2f}", own.mean)
+
+
+def p_cell(p: float | None) -> Cell:
+    """Return a p-value; small ones as a bound."""
+    if p is None:
+        return Cell(NOTHING)
+    return Cell("< 0.001" if p < 0.001 else f"{p:.3f}", p)
+
+
+def _cost_cells(task: str, own: Sequence[Result]) -> tuple[Cell, ...]:
+    network: Mapping[str, Any] = own[0].content["network"]
+    peaks = [r.content["network"]["peak_bytes"] for r in own if r.content["network"]["peak_bytes"]]
+    seconds = median(r.content["seconds"] for r in own)
+    testing = median(r.content["test_seconds"] for r in own)
+    trained = own[0].content["pretraining"]
+    peak = median(peaks) / GIB if peaks else None
+    hours = None if trained is None else float(trained["hours"])
+    return (
+        Cell(task, task),
+        Cell(f"{network['parameters']:,}", network["parameters"]),
+        Cell(f"{network['gmac']:.2f}", network["gmac"]),
+        Cell(" x ".join(map(str, network["input"])), str(network["input"])),
+        Cell(f"{seconds:.0f}", seconds),
+        Cell(f"{testing:.0f}", testing),
+        Cell(NOTHING) if peak is None else Cell(f"{peak:.2f}", peak),
+        Cell(NOTHING) if hours is None else Cell(f"{hours:.2f}", hours),
+    )
+
+
+def _probe_order(results: Results) -> list[str]:
+    known = [row for row in results.plan["rows"] if row in results.probes]
+    return [*known, *(row for row in results.probes if row not in known)]
+
+
+def _reported_gap(one: Finding) -> float | None:
+    ours, theirs = (published_scores(row).get(one.task) for row in (one.better, one.worse))
+    return None if ours is None or theirs is None else ours[0] - theirs[0]
