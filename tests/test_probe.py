@@ -30,6 +30,7 @@ from universal_model_hub.probe.arms import (
 from universal_model_hub.probe.asking import draw_held_out
 from universal_model_hub.probe.classifiers import (
     CLASSIFIERS,
+    Lesson,
     area_under_curve,
     balanced_accuracy,
     folds_of,
@@ -492,11 +493,11 @@ def test_classifiers_learn_what_is_there_and_cope_with_one_class(name):
     folds = folds_of(samples.classes[rows], samples.subjects[rows], np.random.default_rng(0))
     features = samples.features[ENCODER]
     asked, truth = features[samples.test], samples.classes[samples.test]
-    answer = CLASSIFIERS[name](features[rows], samples.classes[rows], folds, asked, 3)
+    answer = CLASSIFIERS[name](Lesson(features[rows], samples.classes[rows], folds, 3), asked)
     assert balanced_accuracy(truth, answer.predicted) == 1
     assert area_under_curve(truth, answer.scores) == 1
     lone = rows[samples.classes[rows] == 1]
-    answer = CLASSIFIERS[name](features[lone], samples.classes[lone], [], asked, 3)
+    answer = CLASSIFIERS[name](Lesson(features[lone], samples.classes[lone], [], 3), asked)
     assert set(answer.predicted.tolist()) == {1}
     assert area_under_curve(truth, answer.scores) == 0.5
 

@@ -14,6 +14,7 @@ from training.benchmark.probing_cubes import CubeSet, ProbeSettings
 from training.benchmark.tasks import TASKS
 from training.corpora.case import Case
 from universal_model_hub.probe.classifiers import (
+    Lesson,
     area_under_curve,
     balanced_accuracy,
     folds_of,
@@ -139,9 +140,10 @@ def ask(question: Question, settings: ProbeSettings) -> dict[str, Any]:
         fitted, scored = halves(question, rng)
         classes = question.classes[fitted]
         folds = folds_of(classes, question.subjects[fitted], rng)
+        lesson = Lesson(question.features[fitted], classes, folds, len(question.names))
         truth, asked = question.classes[scored], question.features[scored]
         for name, classify in CLASSIFIERS.items():
-            answer = classify(question.features[fitted], classes, folds, asked, len(question.names))
+            answer = classify(lesson, asked)
             values[name]["auc"].append(area_under_curve(truth, answer.scores))
             values[name]["balanced_accuracy"].append(balanced_accuracy(truth, answer.predicted))
     return {

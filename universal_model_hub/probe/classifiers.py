@@ -24,6 +24,16 @@ ITERATIONS = 200
 
 
 @dataclass(frozen=True)
+class Lesson:
+    """Labeled samples that a classifier learns from."""
+
+    features: np.ndarray  # (P, F)
+    classes: np.ndarray  # (P,) class numbers
+    folds: Sequence[tuple[np.ndarray, np.ndarray]]  # rows to learn from and to judge on
+    num_classes: int  # K, of all samples
+
+
+@dataclass(frozen=True)
 class Answer:
     """What a classifier says of samples."""
 
@@ -31,68 +41,51 @@ class Answer:
     scores: np.ndarray  # (P, K), the larger, the likelier
 
 
-def nearest_neighbors(
-    features: np.ndarray,
-    classes: np.ndarray,
-    folds: Sequence[tuple[np.ndarray, np.ndarray]],
-    asked: np.ndarray,
-    num_classes: int,
-) -> Answer:
+def nearest_neighbors(lesson: Lesson, asked: np.ndarray) -> Answer:
     """Let the nearest samples vote, by cosine similarity of standardized features.
 
+    The number of neighbors is chosen on the folds.
+
     Args:
-        features: (P, F) of the labeled samples.
-        classes: (P,) their class numbers.
-        folds: Rows to learn from and to choose the number of neighbors on.
-        asked: (Q, F).
-        num_classes: K.
+        lesson: P labeled samples.
+        asked: (Q, F) features of the samples to classify.
     """
+    features, classes, K = lesson.features, lesson.classes, lesson.num_classes
     totals = np.zeros(len(NEIGHBORS))
-    for learned, judged in folds:
+    for learned, judged in lesson.folds:
         for column, (scores, _) in enumerate(
-            _votes(features[learned], classes[learned], features[judged], num_classes)
+            _votes(features[learned], classes[learned], features[judged], K)
         ):
             totals[column] += balanced_accuracy(classes[judged], scores.argmax(axis=1))
-    chosen = NEIGHBORS[int(totals.argmax())] if len(folds) else USUAL_NEIGHBORS
-    (scores,) = [s for s, k in _votes(features, classes, asked, num_classes) if k == chosen]
+    chosen = NEIGHBORS[int(totals.argmax())] if len(lesson.folds) else USUAL_NEIGHBORS
+    (scores,) = [s for s, k in _votes(features, classes, asked, K) if k == chosen]
     return Answer(scores.argmax(axis=1), scores)
 
 
-def linear(
-    features: np.ndarray,
-    classes: np.ndarray,
-    folds: Sequence[tuple[np.ndarray, np.ndarray]],
-    asked: np.ndarray,
-    num_classes: int,
-) -> Answer:
+def linear(lesson: Lesson, asked: np.ndarray) -> Answer:
     """Fit a logistic regression on standardized features, every class weighing the same.
 
-    Args:
-        features: (P, F) of the labeled samples.
-        classes: (P,) their class numbers.
-        folds: Rows to learn from and to choose the penalty on.
-        asked: (Q, F).
-        num_classes: K.
+    The strength of the penalty is chosen on the folds. Arguments as of ``nearest_neighbors``.
     """
     model_selection = needed("sklearn.model_selection")
     metrics = needed("sklearn.metrics")
-    known = np.unique(classes)
-    scores = np.full((len(asked), num_classes), -np.inf)
+    known = np.unique(lesson.classes)
+    scores = np.full((len(asked), lesson.num_classes), -np.inf)
     if len(known) == 1:
         scores[:, known] = 0
         return Answer(np.full(len(asked), known[0]), scores)
     fitted = _regression(USUAL_PENALTY)
-    if len(folds):
+    if len(lesson.folds):
         fitted = model_selection.GridSearchCV(
             _regression(USUAL_PENALTY),
             {"logisticregression__C": PENALTIES},
             scoring=metrics.make_scorer(balanced_accuracy),
-            cv=list(folds),
+            cv=list(lesson.folds),
         )
     with warnings.catch_warnings():
         # Of a probe that stopped early the answer counts, as that of any other.
         warnings.simplefilter("ignore", needed("sklearn.exceptions").ConvergenceWarning)
-        fitted.fit(features, classes)
+        fitted.fit(lesson.features, lesson.classes)
     scores[:, known] = fitted.predict_proba(asked)
     return Answer(scores.argmax(axis=1), scores)
 

@@ -11,6 +11,7 @@ from universal_model_hub.probe.arms import ARMS
 from universal_model_hub.probe.classifiers import (
     CLASSIFIERS,
     Answer,
+    Lesson,
     area_under_curve,
     balanced_accuracy,
     folds_of,
@@ -147,7 +148,8 @@ def _answer(
     classes = samples.classes[rows]
     folds = folds_of(classes, samples.subjects[rows], np.random.default_rng(key))
     asked = features[samples.test]
-    return CLASSIFIERS[name](features[rows], classes, folds, asked, len(samples.names))
+    lesson = Lesson(features[rows], classes, folds, len(samples.names))
+    return CLASSIFIERS[name](lesson, asked)
 
 
 def _majority(samples: Samples, labeled: Labeled) -> Answer:
