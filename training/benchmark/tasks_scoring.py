@@ -18,7 +18,8 @@ from training.benchmark.tasks import TargetTask, target_of
 from training.benchmark.tasks_data import task_labels
 from training.corpora import get_corpus
 from training.corpora.case import Case
-from universal_model_hub.fit.evaluate import needed, segmentation_scores
+from universal_model_hub.extras import needed
+from universal_model_hub.fit.evaluate import segmentation_scores
 from universal_model_hub.predict import PredictWarning, predict
 from universal_model_hub.preprocess import Preprocessing, preprocess
 from universal_model_hub.volume import Volume
@@ -144,7 +145,7 @@ def auc(targets: Sequence[int], scores: Sequence[float]) -> float | None:
     """Return the area under the ROC curve; None where a class is not there."""
     if len(set(targets)) < 2:
         return None
-    return float(needed("sklearn.metrics", "scikit-learn").roc_auc_score(targets, scores))
+    return float(needed("sklearn.metrics").roc_auc_score(targets, scores))
 
 
 def classification_metrics(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -63,9 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read the data, split them by subject, and probe; check what can be wrong before."""
+    from universal_model_hub.extras import needed
     from universal_model_hub.files import check_output, write_bytes, write_json
     from universal_model_hub.probe import curve_picture, probe
-    from universal_model_hub.probe.classifiers import needed
 
     needed("sklearn")
     picture = None

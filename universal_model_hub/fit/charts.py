@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from universal_model_hub.extras import needed
 from universal_model_hub.fit.classification import CaseAnswer, ClassificationScores
-from universal_model_hub.fit.evaluate import needed
 from universal_model_hub.fit.planes import class_color
 from universal_model_hub.fit.summary import CaseScores, ClassSummary
 
@@ -113,7 +113,7 @@ def scores_chart(
 
 def roc_chart(arms: Mapping[str, Sequence[CaseAnswer]], classes: Mapping[int, str]) -> Chart:
     """Draw ROC curves, a panel an arm: of two classes the second, of more each from the rest."""
-    metrics = needed("sklearn.metrics", "scikit-learn")
+    metrics = needed("sklearn.metrics")
     shown = [1] if len(classes) == 2 else sorted(classes)
 
     def draw(figure: Any, ink: str) -> None:

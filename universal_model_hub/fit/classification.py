@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from universal_model_hub.errors import ConfigError
-from universal_model_hub.fit.evaluate import needed
+from universal_model_hub.extras import needed
 from universal_model_hub.fit.intervals import Estimate, draw_weights, percentile_interval
 
 RATES = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "auc": "AUC"}
@@ -94,7 +94,7 @@ def classification_scores(
     """
     _check(probabilities, truth, classes, subjects)
     owners = [str(i) for i in range(len(truth))] if subjects is None else list(subjects)
-    metrics = needed("sklearn.metrics", "scikit-learn")
+    metrics = needed("sklearn.metrics")
     K = len(classes)
     confusion = metrics.confusion_matrix(truth, probabilities.argmax(axis=1), labels=range(K))
     areas = [

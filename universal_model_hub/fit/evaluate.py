@@ -8,11 +8,11 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 
 import numpy as np
 
 from universal_model_hub.errors import ConfigError, GeometryError, VolumeError
+from universal_model_hub.extras import needed
 from universal_model_hub.fit.sampling import NOT_ANNOTATED
 
 PERCENTILE = 95  # of the surface distances
@@ -170,20 +170,3 @@ def _check_maps(predicted: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[f
             f"Expected three positive sides of a voxel in mm, got {tuple(spacing_mm)}. "
             "Repair the header."
         )
-
-
-def needed(module: str, package: str) -> ModuleType:
-    """Import what the extra brings.
-
-    Raises:
-        ConfigError: If it is not installed.
-    """
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(
-            f"Expected {package} to score a fine-tuning, got no such package. "
-            "Install it: pip install 'universal_model_hub[finetune]'"
-        ) from error

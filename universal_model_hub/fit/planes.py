@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from universal_model_hub.errors import GeometryError
-from universal_model_hub.fit.evaluate import needed
+from universal_model_hub.extras import needed
 from universal_model_hub.fit.sampling import NOT_ANNOTATED
 from universal_model_hub.preprocess.orientation import closest_axes
 from universal_model_hub.volume import Volume

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from universal_model_hub.errors import ConfigError
+from universal_model_hub.extras import needed
 from universal_model_hub.inference import Precision
 from universal_model_hub.job import check_choice
 from universal_model_hub.probe.arms import SETTLED, side_by_side
-from universal_model_hub.probe.classifiers import needed
 from universal_model_hub.probe.curve import low_label_curve
 from universal_model_hub.probe.results import ProbeResult, ProbeRow, model_identity
 from universal_model_hub.probe.samples import (

@@ -4,16 +4,14 @@ What they leave open, the number of neighbors and the strength of the penalty, i
 cross-validation within the labels that they are given.
 """
 
-import importlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from universal_model_hub.errors import ConfigError
+from universal_model_hub.extras import needed
 
 NEIGHBORS = (1, 3, 5, 10, 20, 50)
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C: the smaller, the stronger
@@ -139,21 +137,6 @@ def area_under_curve(truth: np.ndarray, scores: np.ndarray) -> float:
     roc_auc_score = needed("sklearn.metrics").roc_auc_score
     finite = np.where(np.isfinite(scores), scores, 0)  # a class never seen: all are equally likely
     return float(np.mean([roc_auc_score(truth == c, finite[:, c]) for c in np.unique(truth)]))
-
-
-def needed(module: str, package: str = "scikit-learn") -> ModuleType:
-    """Import what the extra brings.
-
-    Raises:
-        ConfigError: If it is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(
-            f"Expected {package} to probe an encoder, got no such package. "
-            "Install it: pip install 'universal_model_hub[finetune]'"
-        ) from error
 
 
 def _regression(penalty: float) -> Any:

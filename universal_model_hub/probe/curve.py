@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from universal_model_hub.extras import needed
 from universal_model_hub.inference import progress_bar
 from universal_model_hub.probe.arms import ARMS
 from universal_model_hub.probe.classifiers import (
@@ -15,7 +16,6 @@ from universal_model_hub.probe.classifiers import (
     area_under_curve,
     balanced_accuracy,
     folds_of,
-    needed,
 )
 from universal_model_hub.probe.results import ProbeRow, Spread
 from universal_model_hub.probe.samples import Samples

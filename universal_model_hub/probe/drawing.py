@@ -2,8 +2,9 @@
 
 import io
 
+from universal_model_hub.extras import needed
 from universal_model_hub.probe.arms import ARMS
-from universal_model_hub.probe.classifiers import CLASSIFIERS, needed
+from universal_model_hub.probe.classifiers import CLASSIFIERS
 from universal_model_hub.probe.curve import MAJORITY
 from universal_model_hub.probe.results import ProbeResult
 
