@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from universal_model_hub.errors import ConfigError, GeometryError
+from universal_model_hub.errors import ConfigError
 from universal_model_hub.inference import Precision, progress_bar
 from universal_model_hub.job import Job, make_job
 from universal_model_hub.probe.arms import ARMS, SideBySide, settle_statistics
 from universal_model_hub.probe.encoding import center_cube, scan_features, voxel_features
 from universal_model_hub.probe.voxels import Voxels, draw_voxels
 from universal_model_hub.volume import Volume, load_volume
-from universal_model_hub.volume.grid import largest_shift
+from universal_model_hub.volume.grid import require_same_grid
 
 Scan = Volume | Path | str
 MOST_SAMPLES = 10_000  # voxels of all scans; more would take long and change little
@@ -226,25 +226,6 @@ def require_two_classes(found: Sequence[tuple[str, bool]], *, by_side: bool = Tr
             )
 
 
-def require_same_grid(scan: Volume, labels: Volume, where: str) -> None:
-    """Refuse labels that do not lie on their scan's voxels.
-
-    Raises:
-        GeometryError: If so.
-    """
-    if scan.shape != labels.shape:
-        raise GeometryError(
-            f"Expected labels of the scan's shape {scan.shape}, got {labels.shape} for {where}. "
-            "Resample them onto the scan."
-        )
-    shift = largest_shift(scan.affine, labels.affine, scan.shape)
-    if shift > SAME_GRID:
-        raise GeometryError(
-            f"Expected labels at the scan's place, they lie up to {shift:.3g} voxels off in "
-            f"{where}. Correct the header, or resample them onto the scan."
-        )
-
-
 def volume_of(scan: Scan) -> Volume:
     """Return a scan, read if it is a path."""
     return scan if isinstance(scan, Volume) else load_volume(scan)
@@ -255,7 +236,7 @@ def _drawn(case: Examination, points: int, rng: np.random.Generator) -> Voxels:
     labels = volume_of(case.labels)
     for image in case.images:
         where = "a scan" if isinstance(image, Volume) else Path(image).name
-        require_same_grid(volume_of(image), labels, where)
+        require_same_grid(volume_of(image), labels, where, SAME_GRID)
     return draw_voxels(labels.array, points, rng)
 
 

@@ -10,13 +10,13 @@ import nibabel
 import numpy as np
 from torch import nn
 
-from universal_model_hub.errors import ConfigError, GeometryError
+from universal_model_hub.errors import ConfigError
 from universal_model_hub.features import FeatureMap, features
 from universal_model_hub.networks.pyramid import PyramidEncoder
 from universal_model_hub.predict import predict
 from universal_model_hub.preprocess.modality import recognized, sample_of
 from universal_model_hub.volume import Volume, load_volume, save_volume
-from universal_model_hub.volume.grid import largest_shift
+from universal_model_hub.volume.grid import require_same_grid
 
 COLORS = (  # of the labels 1 to 15
     *((230, 97, 1), (94, 158, 219), (90, 180, 90), (204, 84, 160), (240, 200, 60)),
@@ -171,17 +171,7 @@ def _window(low: float, high: float) -> tuple[float, float]:
 
 def _label_map(path: Path, scan: Volume) -> Volume:
     volume = load_volume(path)
-    if volume.shape != scan.shape:
-        raise GeometryError(
-            f"Expected {path.name} on the scan's grid of {scan.shape} voxels, got {volume.shape}. "
-            "Resample it first."
-        )
-    shift = largest_shift(scan.affine, volume.affine, scan.shape)
-    if shift > SAME_PLACE:
-        raise GeometryError(
-            f"Expected {path.name} at the scan's place, it lies up to {shift:.3g} voxels off. "
-            "Correct the header, or resample it first."
-        )
+    require_same_grid(scan, volume, path.name, SAME_PLACE)
     values = list(label_counts(volume.array))
     if len(values) > MOST_LABELS or any(v != int(v) for v in values) or values[0] < NOT_ANNOTATED:
         many = f"more than {MOST_LABELS}" if len(values) > MOST_LABELS else str(len(values))

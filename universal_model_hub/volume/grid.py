@@ -133,5 +133,30 @@ def largest_shift(affine: np.ndarray, other: np.ndarray, shape: tuple[int, ...])
     return float(np.linalg.norm(shift, axis=0).max() / spacing_of(affine).min())
 
 
+def require_same_grid(scan: Volume, labels: Volume, where: str, tolerance: float) -> None:
+    """Refuse labels that do not lie on their scan's voxels.
+
+    Args:
+        scan: (X, Y, Z).
+        labels: Of the same examination.
+        where: What the message names, such as the labels' file.
+        tolerance: Voxels that a corner of the labels may lie off.
+
+    Raises:
+        GeometryError: If so.
+    """
+    if scan.shape != labels.shape:
+        raise GeometryError(
+            f"Expected labels of the scan's shape {scan.shape}, got {labels.shape} for {where}. "
+            "Resample them onto the scan."
+        )
+    shift = largest_shift(scan.affine, labels.affine, scan.shape)
+    if shift > tolerance:
+        raise GeometryError(
+            f"Expected labels at the scan's place, they lie up to {shift:.3g} voxels off in "
+            f"{where}. Correct the header, or resample them onto the scan."
+        )
+
+
 def _numbers(values: np.ndarray) -> str:
     return "(" + ", ".join(f"{value:g}" for value in values) + ")"
