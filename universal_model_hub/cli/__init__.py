@@ -1,8 +1,9 @@
 """The ``umh`` command: one small module a command, and what they share.
 
 ``main`` parses and turns errors into exit codes, ``stopping`` makes signals end a command cleanly,
-``messages`` writes to stderr, ``options`` holds shared arguments, ``planning`` turns inputs into
-jobs before any work, ``batch`` runs the jobs. Results go to stdout or to files, all else to stderr.
+``messages`` writes to stderr, ``options`` holds shared arguments, ``cases`` those of scans with
+labels or classes, ``planning`` turns inputs into jobs before any work, ``batch`` runs the jobs.
+Results go to stdout or to files, all else to stderr.
 
 A command module has ``add_arguments(parser)`` and ``run(args) -> int``, and imports torch, nibabel
 and huggingface_hub only when it runs, so that ``umh --help`` needs none of them.

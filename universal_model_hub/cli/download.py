@@ -17,7 +17,7 @@ CARD = "README.md"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.add_argument("name", metavar="NAME", help="a model's name, as for --model elsewhere")
-    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="copy the model here")
+    options.add_output(parser, "FOLDER", "copy the model here")
     parser.add_argument("--force", action="store_true", help="replace files in FOLDER")
     parser.add_argument("--revision", help="branch, tag or commit on the Hub")
     parser.add_argument("--cache-dir", type=Path, help="cache of the Hub client")

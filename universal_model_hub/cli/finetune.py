@@ -3,10 +3,10 @@
 import argparse
 import json
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from universal_model_hub.cli import messages, options
+from universal_model_hub.cli.cases import add_data, modality_of
 from universal_model_hub.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,13 +19,11 @@ SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     add_data(parser)
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        metavar="FOLDER",
-        help="model folder to make, with report.html and metrics; the same command goes on there "
-        "after an interruption",
+    options.add_output(
+        parser,
+        "FOLDER",
+        "model folder to make, with report.html and metrics; the same command goes on there after "
+        "an interruption",
     )
     parser.add_argument(
         "--check", action="store_true", help="tell the state of the data and the plan, and end"
@@ -76,32 +74,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument("--precision", choices=("float32", "bfloat16", "float16"))
     training.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
     options.add_json(parser)
-
-
-def add_data(parser: argparse.ArgumentParser) -> None:
-    """Add where the data are and what they mean."""
-    group = parser.add_argument_group("data")
-    group.add_argument("--images", type=Path, metavar="DIR", help="folder of scans")
-    group.add_argument(
-        "--labels", type=Path, metavar="DIR", help="folder of label maps, named like the scans"
-    )
-    group.add_argument(
-        "--data",
-        type=Path,
-        metavar="PATH",
-        help="instead: a CSV (image, label or class, split, subject), an MSD dataset.json, an "
-        "nnU-Net raw folder, or a BIDS-like tree",
-    )
-    group.add_argument("--task", choices=("segmentation", "classification"))
-    group.add_argument(
-        "--modality", default="auto", help="CT, MR or auto; several channels: CT,MR,..."
-    )
-    group.add_argument(
-        "--label-names",
-        type=label_names,
-        metavar="NAMES",
-        help="1=liver,2=tumor, or a JSON file of that",
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -183,19 +155,6 @@ def request_of(args: argparse.Namespace) -> "Request":
     )
 
 
-def modality_of(args: argparse.Namespace) -> Any:
-    """Return one modality, or one a channel.
-
-    Raises:
-        ConfigError: If one is unknown.
-    """
-    parts = tuple(part.strip() for part in args.modality.split(","))
-    for part in parts:
-        if part not in ("auto", "CT", "MR"):
-            raise ConfigError(f"Expected --modality of CT, MR or auto, got {part!r}.")
-    return parts[0] if len(parts) == 1 else parts
-
-
 def axes(text: str) -> tuple[int, ...]:
     """Read ``XY`` as (0, 1).
 
@@ -237,24 +196,6 @@ def millimeters(text: str) -> tuple[float, float, float]:
     """
     x, y, z = _three_of(text, float)
     return x, y, z
-
-
-def label_names(text: str) -> dict[int, str]:
-    """Read ``1=liver,2=tumor``, or a JSON file of label value to name.
-
-    Raises:
-        argparse.ArgumentTypeError: If it is neither.
-    """
-    try:
-        if text.endswith(".json"):
-            found = json.loads(Path(text).read_text())
-            return {int(value): str(name) for value, name in found.items()}
-        pairs = [pair.split("=", 1) for pair in text.split(",")]
-        return {int(value): name.strip() for value, name in pairs}
-    except (OSError, ValueError, AttributeError) as error:
-        raise argparse.ArgumentTypeError(
-            f"expected names such as 1=liver,2=tumor or a JSON file of that, got {text!r}"
-        ) from error
 
 
 def _three_of(text: str, kind: type) -> list[Any]:

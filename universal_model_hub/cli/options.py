@@ -58,21 +58,14 @@ def add_scans(parser: argparse.ArgumentParser, *, output: str, model: str) -> No
         "series, or a folder of scans or of such folders; of a model with several channels one "
         "file each, in order, or files NAME_0000, NAME_0001, ... in a folder",
     )
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        required=True,
-        metavar="OUT",
-        help=f"one scan: {output}; several, or a folder of scans: a folder, in which what is done "
+    add_output(
+        parser,
+        "OUT",
+        f"one scan: {output}; several, or a folder of scans: a folder, in which what is done "
         "already is left alone",
+        required=True,
     )
-    parser.add_argument(
-        "--model",
-        metavar="NAME",
-        help="catalog name, hf-hub:org/name@revision, local-dir:FOLDER, or a path; "
-        f"default: {model}",
-    )
+    add_model(parser, default=model)
     parser.add_argument(
         "--modality",
         choices=("auto", "CT", "MR"),
@@ -80,6 +73,23 @@ def add_scans(parser: argparse.ArgumentParser, *, output: str, model: str) -> No
         help="what the scans are; auto finds out by their range (default)",
     )
     parser.add_argument("--force", action="store_true", help="replace outputs that exist")
+
+
+def add_model(parser: argparse.ArgumentParser, *, default: str) -> None:
+    """Add ``--model``, and say what it is if it is left out."""
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="catalog name, hf-hub:org/name@revision, local-dir:FOLDER, or a path; "
+        f"default: {default}",
+    )
+
+
+def add_output(
+    parser: argparse.ArgumentParser, metavar: str, text: str, *, required: bool = False
+) -> None:
+    """Add ``--output``, and say what is written there."""
+    parser.add_argument("-o", "--output", type=Path, required=required, metavar=metavar, help=text)
 
 
 def num_channels(args: argparse.Namespace) -> int:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from universal_model_hub.cli import messages, options
+from universal_model_hub.cli.cases import add_data, modality_of
 from universal_model_hub.cli.embed import load_model
-from universal_model_hub.cli.finetune import add_data, modality_of
 
 if TYPE_CHECKING:
     from universal_model_hub.fit.cases import CaseSet
@@ -17,18 +17,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     add_data(parser)
-    parser.add_argument(
-        "--model",
-        metavar="NAME",
-        help="catalog name, hf-hub:org/name@revision, local-dir:FOLDER, or a path; "
-        "default: the catalog's first",
-    )
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        metavar="OUT.json",
-        help="write the result there, and the curve beside it as a .png",
+    options.add_model(parser, default="the catalog's first")
+    options.add_output(
+        parser, "OUT.json", "write the result there, and the curve beside it as a .png"
     )
     parser.add_argument("--force", action="store_true", help="replace outputs that exist")
     group = parser.add_argument_group("what is asked")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from universal_model_hub.cli import messages, options
-from universal_model_hub.cli.finetune import label_names
+from universal_model_hub.cli.cases import add_label_names
 from universal_model_hub.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,12 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LABELS",
         help="label maps on the scan's grid",
     )
-    parser.add_argument(
-        "--label-names",
-        type=label_names,
-        metavar="NAMES",
-        help="1=liver,2=tumor, or a JSON file of that",
-    )
+    add_label_names(parser)
     parser.add_argument(
         "--model", metavar="NAME", help="segment the scan with it first, and show what it found"
     )
