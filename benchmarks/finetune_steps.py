@@ -24,10 +24,11 @@ from training.release.scans import GridCase, test_cases, training_cases
 from training.release.scoring import score
 from training.release.tasks import Task, read_tasks
 from universal_model_hub.files import write_json
-from universal_model_hub.fit.loop import fit
-from universal_model_hub.fit.sampling import CubeSampler, LoadedCase
-from universal_model_hub.fit.settings import FinetuneSettings
-from universal_model_hub.fit.transfer import build_model
+from universal_model_hub.fit.data.cases import LoadedCase
+from universal_model_hub.fit.training.loop import fit
+from universal_model_hub.fit.training.sampling import CubeSampler
+from universal_model_hub.fit.training.settings import FinetuneSettings
+from universal_model_hub.fit.training.transfer import build_model
 
 ROOT = Path(__file__).parent.parent
 TASKS = ("develop_heart_ct", "develop_brain_mr")

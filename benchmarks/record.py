@@ -7,7 +7,7 @@ import platform
 from typing import Any
 
 from training.metrics import commit
-from universal_model_hub.fit.hardware import processor_name
+from universal_model_hub.fit.training.hardware import processor_name
 
 NAMED = ("torch", "numpy", "scipy", "SimpleITK", "nibabel", "monai", "torchio", "huggingface_hub")
 

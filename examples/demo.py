@@ -41,7 +41,7 @@ from universal_model_hub import (
 )
 from universal_model_hub.errors import WeightsError
 from universal_model_hub.features import FeatureMap, features
-from universal_model_hub.fit.hardware import hardware
+from universal_model_hub.fit.training.hardware import hardware
 
 ROOT = Path(__file__).parent.parent
 SCANS = {"ct-chest-4": "CT", "mr-template-1": "MR"}

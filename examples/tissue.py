@@ -12,10 +12,11 @@ from training.release.scans import training_cases
 from training.release.scoring import score
 from training.release.tasks import read_tasks
 from universal_model_hub import get_weights
-from universal_model_hub.fit.loop import fit
-from universal_model_hub.fit.sampling import CubeSampler, LoadedCase
-from universal_model_hub.fit.settings import FinetuneSettings
-from universal_model_hub.fit.transfer import build_model
+from universal_model_hub.fit.data.cases import LoadedCase
+from universal_model_hub.fit.training.loop import fit
+from universal_model_hub.fit.training.sampling import CubeSampler
+from universal_model_hub.fit.training.settings import FinetuneSettings
+from universal_model_hub.fit.training.transfer import build_model
 
 TASK = "develop_brain"
 SLABS = 3  # annotated; the scan's other slabs are scored on

@@ -28,7 +28,7 @@ from training.corpora.splits import split
 from training.published import PUBLISHED
 from universal_model_hub.errors import CheckpointError, ConfigError, WeightsError
 from universal_model_hub.files import write_json
-from universal_model_hub.fit.transfer import build_model
+from universal_model_hub.fit.training.transfer import build_model
 from universal_model_hub.saving import save_pretrained
 
 ONE_TABLE = (

@@ -26,7 +26,7 @@ from training.corpora import get_corpus
 from training.corpora.case import Case
 from training.corpora.splits import split
 from universal_model_hub.errors import CheckpointError, ConfigError, VolumeError
-from universal_model_hub.fit.settings import FinetuneSettings
+from universal_model_hub.fit.training.settings import FinetuneSettings
 from universal_model_hub.preprocess import Preprocessing
 from universal_model_hub.volume import Volume
 

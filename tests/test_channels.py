@@ -11,7 +11,7 @@ import universal_model_hub as umh
 from universal_model_hub.cli.main import main
 from universal_model_hub.config import config_from_json
 from universal_model_hub.errors import ConfigError, GeometryError
-from universal_model_hub.fit.transfer import build_model
+from universal_model_hub.fit.training.transfer import build_model
 from universal_model_hub.predict import embed
 from universal_model_hub.preprocess import Preprocessing, preprocess, preprocess_channels
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from universal_model_hub.errors import CheckpointError, ConfigError
-from universal_model_hub.fit import checkpoint
-from universal_model_hub.fit.checkpoint import (
+from universal_model_hub.fit.training import checkpoint
+from universal_model_hub.fit.training.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     load_latest,
@@ -186,7 +186,7 @@ def test_t14_two_runs_in_one_folder_are_refused(tmp_path):
 WRITER = """
 import sys, torch
 from pathlib import Path
-from universal_model_hub.fit.checkpoint import save_checkpoint
+from universal_model_hub.fit.training.checkpoint import save_checkpoint
 torch.set_num_threads(1)
 print("ready", flush=True)
 for step in range(1, 1000):

@@ -20,7 +20,7 @@ from chromium import CHROMIUM, Browser
 import universal_model_hub as umh
 from universal_model_hub.cli.main import main
 from universal_model_hub.errors import ConfigError, GeometryError
-from universal_model_hub.fit.transfer import build_model
+from universal_model_hub.fit.training.transfer import build_model
 from universal_model_hub.viewer import Scene, ViewerServer, make_scene
 from universal_model_hub.viewer.scene import color_of, principal_colors
 from universal_model_hub.viewer.server import PAGE

@@ -16,9 +16,9 @@ import torch
 
 import universal_model_hub as umh
 from universal_model_hub.errors import CheckpointError, ConfigError
+from universal_model_hub.fit.data.prepare import class_labels, slabs_kept_back
 from universal_model_hub.fit.finetuning import finetune
-from universal_model_hub.fit.prepare import class_labels, slabs_kept_back
-from universal_model_hub.fit.transfer import build_model
+from universal_model_hub.fit.training.transfer import build_model
 
 ROOT = Path(__file__).parent.parent
 SPACING = np.diag([2.0, 2.0, 2.0, 1.0])

@@ -8,11 +8,12 @@ import torch
 
 from universal_model_hub import save_pretrained
 from universal_model_hub.errors import CheckpointError, ConfigError
-from universal_model_hub.fit.loop import fit
-from universal_model_hub.fit.losses import segmentation_loss
-from universal_model_hub.fit.sampling import CubeSampler, LoadedCase, augmented, cut
-from universal_model_hub.fit.settings import FinetuneSettings
-from universal_model_hub.fit.transfer import build_model, kernel_sizes, resize_kernels
+from universal_model_hub.fit.data.cases import LoadedCase
+from universal_model_hub.fit.training.loop import fit
+from universal_model_hub.fit.training.losses import segmentation_loss
+from universal_model_hub.fit.training.sampling import CubeSampler, augmented, cut
+from universal_model_hub.fit.training.settings import FinetuneSettings
+from universal_model_hub.fit.training.transfer import build_model, kernel_sizes, resize_kernels
 
 SETTINGS = FinetuneSettings(cube=(8, 8, 8), steps=4, head_steps=1)
 

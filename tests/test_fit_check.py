@@ -10,9 +10,9 @@ import pytest
 
 from universal_model_hub import Preprocessing, Volume, save_volume
 from universal_model_hub.errors import ConfigError
-from universal_model_hub.fit.cases import Case, Finding
-from universal_model_hub.fit.check import cache_bytes, check_cases, check_space, raise_if_bad
-from universal_model_hub.fit.layouts import read_cases
+from universal_model_hub.fit.data.cases import Case, Finding
+from universal_model_hub.fit.data.check import cache_bytes, check_cases, check_space, raise_if_bad
+from universal_model_hub.fit.data.layouts import read_cases
 
 GRID = Preprocessing(spacing=(2, 2, 2))
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from universal_model_hub.errors import ConfigError, GeometryError, VolumeError
-from universal_model_hub.fit import classification
-from universal_model_hub.fit.classification import (
+from universal_model_hub.fit.reporting import classification
+from universal_model_hub.fit.reporting.classification import (
     CaseAnswer,
     classification_scores,
     rate_differences,
     score_answers,
 )
-from universal_model_hub.fit.evaluate import ClassScore, segmentation_scores
-from universal_model_hub.fit.intervals import draw_weights, mean_estimate
-from universal_model_hub.fit.summary import (
+from universal_model_hub.fit.reporting.evaluate import ClassScore, segmentation_scores
+from universal_model_hub.fit.reporting.intervals import draw_weights, mean_estimate
+from universal_model_hub.fit.reporting.summary import (
     CaseScores,
     answer_rows,
     case_rows,

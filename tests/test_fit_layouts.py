@@ -8,7 +8,7 @@ import pytest
 
 from universal_model_hub import Volume, save_volume
 from universal_model_hub.errors import ConfigError
-from universal_model_hub.fit.layouts import read_cases
+from universal_model_hub.fit.data.layouts import read_cases
 
 
 def scan(path: Path, value: int = 0) -> Path:

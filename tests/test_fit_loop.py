@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from universal_model_hub.errors import CheckpointError, ConfigError
-from universal_model_hub.fit.engine import Process, StopRequest
-from universal_model_hub.fit.loop import Batches, fit
-from universal_model_hub.fit.losses import batch_loss, dice_loss
-from universal_model_hub.fit.sampling import CubeSampler, LoadedCase, LoadedScan, ScanSampler
-from universal_model_hub.fit.settings import FinetuneSettings
-from universal_model_hub.fit.transfer import build_classifier, build_model
+from universal_model_hub.fit.data.cases import LoadedCase, LoadedScan
+from universal_model_hub.fit.training.engine import Process, StopRequest
+from universal_model_hub.fit.training.loop import Batches, fit
+from universal_model_hub.fit.training.losses import batch_loss, dice_loss
+from universal_model_hub.fit.training.sampling import CubeSampler, ScanSampler
+from universal_model_hub.fit.training.settings import FinetuneSettings
+from universal_model_hub.fit.training.transfer import build_classifier, build_model
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = FinetuneSettings(
@@ -215,9 +216,9 @@ TWO_PROCESSES = """
     from dataclasses import replace
     sys.path.insert(0, "tests")
     from test_fit_loop import SETTINGS, ball_case, new_model
-    from universal_model_hub.fit.engine import process_group
-    from universal_model_hub.fit.loop import fit
-    from universal_model_hub.fit.sampling import CubeSampler
+    from universal_model_hub.fit.training.engine import process_group
+    from universal_model_hub.fit.training.loop import fit
+    from universal_model_hub.fit.training.sampling import CubeSampler
 
     settings = replace(SETTINGS, batch_size=4, steps=4)
     with process_group("cpu") as process:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from universal_model_hub.fit.plan import (
+from universal_model_hub.fit.training.plan import (
     class_weights,
     classification_spacing,
     cube_for,

@@ -10,11 +10,11 @@ import pytest
 
 from universal_model_hub import Volume
 from universal_model_hub.errors import ConfigError, GeometryError
-from universal_model_hub.fit.cases import Finding
-from universal_model_hub.fit.classification import CaseAnswer
-from universal_model_hub.fit.evaluate import segmentation_scores
-from universal_model_hub.fit.planes import DIFFERENCES, class_color, in_ras, three_planes
-from universal_model_hub.fit.report import (
+from universal_model_hub.fit.data.cases import Finding
+from universal_model_hub.fit.reporting.classification import CaseAnswer
+from universal_model_hub.fit.reporting.evaluate import segmentation_scores
+from universal_model_hub.fit.reporting.planes import DIFFERENCES, class_color, in_ras, three_planes
+from universal_model_hub.fit.reporting.report import (
     Arm,
     DataSummary,
     Picture,
@@ -23,8 +23,8 @@ from universal_model_hub.fit.report import (
     report_page,
     write_report,
 )
-from universal_model_hub.fit.results import best_median_worst, most_confidently_wrong
-from universal_model_hub.fit.summary import CaseScores
+from universal_model_hub.fit.reporting.results import best_median_worst, most_confidently_wrong
+from universal_model_hub.fit.reporting.summary import CaseScores
 
 EVIL = "<script>alert('x')</script>"
 CLASSES = {1: "liver", 2: "tumor & rim"}

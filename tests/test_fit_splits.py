@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from universal_model_hub.errors import ConfigError
-from universal_model_hub.fit.cases import Case, CaseSet
-from universal_model_hub.fit.splits import fold_cases, split_cases
+from universal_model_hub.fit.data.cases import Case, CaseSet
+from universal_model_hub.fit.data.splits import fold_cases, split_cases
 
 
 def case_set(cases) -> CaseSet:

@@ -22,6 +22,7 @@ LAYERS = [
     ["fit"],
     ["cli"],
 ]
+FIT_PARTS = ["data", "training", "reporting"]  # of fit/, lowest first; above them its modules
 RANK = {name: rank for rank, name in enumerate(name for layer in LAYERS for name in layer)}
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 
@@ -30,22 +31,20 @@ def part_of(path: Path) -> str:
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
-def imported_parts(path: Path) -> set[str]:
-    parts = set()
+def imported_names(path: Path) -> list[str]:
+    """Return dotted names of what a module imports; ``from a.b import c`` is a.b.c."""
+    names = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module]
-            if node.module == "universal_model_hub":
-                names = [f"universal_model_hub.{alias.name}" for alias in node.names]
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            continue
-        for name in names:
-            top, _, rest = name.partition(".")
-            if top == "universal_model_hub" and rest and not rest.startswith("_"):
-                parts.add(rest.split(".")[0])
-    return parts
+            names += [alias.name for alias in node.names]
+    return names
+
+
+def imported_parts(path: Path, within: str = "universal_model_hub.") -> set[str]:
+    rests = [name[len(within) :] for name in imported_names(path) if name.startswith(within)]
+    return {rest.split(".")[0] for rest in rests if not rest.startswith("_")}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -58,15 +57,19 @@ def test_a_module_imports_only_from_its_left_and_below(path: Path):
     assert not upward, f"{path.name} imports from later stages: {sorted(upward)}"
 
 
+@pytest.mark.parametrize("part", FIT_PARTS)
+def test_the_parts_of_fit_import_only_from_those_before_them(part: str):
+    allowed = set(FIT_PARTS[: FIT_PARTS.index(part) + 1])
+    paths = list((PACKAGE / "fit" / part).rglob("*.py"))
+    assert len(paths) > 1
+    for path in paths:
+        later = imported_parts(path, "universal_model_hub.fit.") - allowed
+        assert not later, f"{path.name} imports from later parts: {sorted(later)}"
+
+
 def test_the_package_never_imports_training():
     for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = []
-            if isinstance(node, ast.ImportFrom):
-                names = [node.module or ""]
-            elif isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            assert not any(n.split(".")[0] == "training" for n in names), path
+        assert not any(name.split(".")[0] == "training" for name in imported_names(path)), path
 
 
 def test_importing_the_package_loads_no_heavy_module():

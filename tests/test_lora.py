@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from universal_model_hub.errors import ConfigError
-from universal_model_hub.fit.lora import (
+from universal_model_hub.fit.training.lora import (
     ALPHA_PER_RANK,
     LoraConv3d,
     add_lora,
@@ -17,8 +17,8 @@ from universal_model_hub.fit.lora import (
     lora_parameters,
     merge_lora,
 )
-from universal_model_hub.fit.trainable import parameter_groups, set_train_mode
-from universal_model_hub.fit.transfer import build_classifier, build_model
+from universal_model_hub.fit.training.trainable import parameter_groups, set_train_mode
+from universal_model_hub.fit.training.transfer import build_classifier, build_model
 from universal_model_hub.networks.unet3d import Encoder
 
 BUILDERS = {"unet": build_model, "classifier": build_classifier}

@@ -33,7 +33,7 @@ from training.workload import (
     stored_sources,
 )
 from universal_model_hub.errors import ConfigError
-from universal_model_hub.fit.engine import Process
+from universal_model_hub.fit.training.engine import Process
 from universal_model_hub.volume import Volume
 
 CPU = Process(0, 1, torch.device("cpu"))

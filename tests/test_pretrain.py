@@ -27,7 +27,11 @@ from training.cubes import FULL_SCALE, CubeStore
 from training.pretrain import pretrain
 from universal_model_hub.errors import CheckpointError, ConfigError
 from universal_model_hub.files import sha256_of, write_json
-from universal_model_hub.fit.checkpoint import list_checkpoints, load_checkpoint, load_latest
+from universal_model_hub.fit.training.checkpoint import (
+    list_checkpoints,
+    load_checkpoint,
+    load_latest,
+)
 
 ROOT = Path(__file__).parent.parent
 SIDE = 16

@@ -19,7 +19,7 @@ from training.release.segmenter import (
 from universal_model_hub import load_segmenter
 from universal_model_hub.config import read_config
 from universal_model_hub.errors import CheckpointError
-from universal_model_hub.fit.settings import FinetuneSettings
+from universal_model_hub.fit.training.settings import FinetuneSettings
 from universal_model_hub.networks.unet3d import UNet3D
 from universal_model_hub.saving import save_pretrained
 

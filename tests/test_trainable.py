@@ -7,9 +7,13 @@ import torch
 from torch import nn
 
 from universal_model_hub.errors import ConfigError
-from universal_model_hub.fit.lora import add_lora
-from universal_model_hub.fit.trainable import parameter_depths, parameter_groups, set_train_mode
-from universal_model_hub.fit.transfer import build_classifier, build_model
+from universal_model_hub.fit.training.lora import add_lora
+from universal_model_hub.fit.training.trainable import (
+    parameter_depths,
+    parameter_groups,
+    set_train_mode,
+)
+from universal_model_hub.fit.training.transfer import build_classifier, build_model
 from universal_model_hub.networks.unet3d import Encoder
 
 RATES = {"learning_rate": 0.1, "weight_decay": 0.01}

@@ -18,7 +18,7 @@ from universal_model_hub.catalog import WEIGHTS, Weights
 from universal_model_hub.config import read_config
 from universal_model_hub.errors import ConfigError, IntegrityError, WeightsError
 from universal_model_hub.files import sha256_of
-from universal_model_hub.fit.checkpoint import list_checkpoints
+from universal_model_hub.fit.training.checkpoint import list_checkpoints
 from universal_model_hub.networks.unet3d import UNet3D
 from universal_model_hub.saving import save_pretrained
 from universal_model_hub.tensors import inspect_tensors, read_metadata

@@ -22,7 +22,7 @@ from training.corpora import CORPORA
 from training.corpora.case import Case
 from universal_model_hub.errors import ConfigError, IntegrityError
 from universal_model_hub.files import atomic_path, sha256_of, write_json
-from universal_model_hub.fit.checkpoint import config_differences
+from universal_model_hub.fit.training.checkpoint import config_differences
 from universal_model_hub.preprocess import preprocess
 from universal_model_hub.volume import Volume
 

@@ -39,8 +39,8 @@ from training.restoration import restoration_errors
 from training.state import start_training
 from universal_model_hub.errors import ConfigError, UniversalModelError
 from universal_model_hub.files import parse_json, write_json
-from universal_model_hub.fit.engine import Process, pick_device
-from universal_model_hub.fit.hardware import hardware
+from universal_model_hub.fit.training.engine import Process, pick_device
+from universal_model_hub.fit.training.hardware import hardware
 
 ROOT = Path(__file__).parent.parent
 RECIPE, PRECISION_RECIPE = "evidence", "evidence_precision"

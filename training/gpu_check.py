@@ -31,8 +31,8 @@ from training.workload import network_of
 from universal_model_hub import load_segmenter, predict
 from universal_model_hub.errors import UniversalModelError
 from universal_model_hub.files import write_json
-from universal_model_hub.fit.engine import Process
-from universal_model_hub.fit.hardware import hardware
+from universal_model_hub.fit.training.engine import Process
+from universal_model_hub.fit.training.hardware import hardware
 from universal_model_hub.volume import Volume
 
 ROOT = Path(__file__).parent.parent

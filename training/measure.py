@@ -20,8 +20,8 @@ from training.pretrain import to_device, train_step
 from training.state import start_training, wrap
 from training.transforms import original_and_corrupted
 from training.workload import network_of
-from universal_model_hub.fit.engine import Process
-from universal_model_hub.fit.hardware import hardware
+from universal_model_hub.fit.training.engine import Process
+from universal_model_hub.fit.training.hardware import hardware
 from universal_model_hub.preprocess import preprocess
 from universal_model_hub.volume import Volume
 

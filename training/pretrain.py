@@ -45,8 +45,8 @@ from training.state import (
 )
 from universal_model_hub.errors import CheckpointError, UniversalModelError
 from universal_model_hub.files import write_json
-from universal_model_hub.fit.checkpoint import run_lock
-from universal_model_hub.fit.engine import (
+from universal_model_hub.fit.training.checkpoint import run_lock
+from universal_model_hub.fit.training.engine import (
     Process,
     StopRequest,
     all_ranks_agree,

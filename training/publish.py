@@ -24,7 +24,7 @@ from universal_model_hub.catalog import WEIGHTS
 from universal_model_hub.config import read_config
 from universal_model_hub.errors import CheckpointError, ConfigError, UniversalModelError
 from universal_model_hub.files import parse_json, sha256_of
-from universal_model_hub.fit.checkpoint import list_checkpoints, load_checkpoint
+from universal_model_hub.fit.training.checkpoint import list_checkpoints, load_checkpoint
 from universal_model_hub.networks import ARCHITECTURES
 from universal_model_hub.networks.unet3d import UNet3D
 from universal_model_hub.publish import push_to_hub

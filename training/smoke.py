@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from universal_model_hub.fit.checkpoint import list_checkpoints
+from universal_model_hub.fit.training.checkpoint import list_checkpoints
 
 ROOT = Path(__file__).parent.parent
 SUBJECTS = {"luna16": 10, "lits2017": 6, "brats2018": 5, "msd_heart": 6}

@@ -22,9 +22,9 @@ from training.objective import UniversalModel
 from training.pretext import JigsawModel, RotationModel
 from universal_model_hub.errors import CheckpointError, ConfigError
 from universal_model_hub.files import write_json
-from universal_model_hub.fit.checkpoint import load_latest, save_checkpoint
-from universal_model_hub.fit.engine import Ema, Process, cosine_factor
-from universal_model_hub.fit.hardware import hardware
+from universal_model_hub.fit.training.checkpoint import load_latest, save_checkpoint
+from universal_model_hub.fit.training.engine import Ema, Process, cosine_factor
+from universal_model_hub.fit.training.hardware import hardware
 from universal_model_hub.networks import ARCHITECTURES
 
 SMALLEST_BFLOAT16 = 24  # voxels; three poolings make maps of 3

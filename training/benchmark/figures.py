@@ -7,8 +7,8 @@ import numpy as np
 from training.benchmark.results import NAMES, Results, Table
 from training.benchmark.statistics import spread
 from universal_model_hub.errors import CheckpointError
-from universal_model_hub.fit.charts import Chart, draw_chart, finish_axis, show_legend
-from universal_model_hub.fit.planes import three_planes
+from universal_model_hub.fit.reporting.charts import Chart, draw_chart, finish_axis, show_legend
+from universal_model_hub.fit.reporting.planes import three_planes
 
 COLORS = {"scratch": "#8a8a8a", "genesis": "#3d85c6", "universal": "#e4572e"}
 PANEL_INCHES, ACROSS = 2.9, 3  # side of a panel, panels in a row

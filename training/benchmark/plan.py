@@ -15,7 +15,7 @@ from training.config import Recipe, build, find_recipe, merged, read_values, set
 from training.corpora.paper import TABLE_2
 from training.corpora.phantom.scan_files import SIZES
 from universal_model_hub.errors import ConfigError
-from universal_model_hub.fit.settings import FinetuneSettings
+from universal_model_hub.fit.training.settings import FinetuneSettings
 from universal_model_hub.preprocess import Preprocessing
 
 SECTIONS = (

@@ -22,7 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 from training.release.pool import left
-from universal_model_hub.fit.engine import StopRequest, stop_on_signals
+from universal_model_hub.fit.training.engine import StopRequest, stop_on_signals
 
 KILLED = "its process was ended from outside: was there enough memory?"
 

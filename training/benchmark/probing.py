@@ -29,9 +29,9 @@ from training.benchmark.rows import ROWS, get_row
 from training.metrics import commit
 from universal_model_hub.errors import CheckpointError, ConfigError
 from universal_model_hub.files import parse_json, write_json
-from universal_model_hub.fit.engine import pick_device
-from universal_model_hub.fit.hardware import hardware
-from universal_model_hub.fit.transfer import HEAD_ARGUMENTS
+from universal_model_hub.fit.training.engine import pick_device
+from universal_model_hub.fit.training.hardware import hardware
+from universal_model_hub.fit.training.transfer import HEAD_ARGUMENTS
 from universal_model_hub.loading import load_encoder
 from universal_model_hub.networks import ENCODERS
 from universal_model_hub.probe.arms import SIZES, HandMade, settle_statistics

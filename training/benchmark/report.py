@@ -26,9 +26,9 @@ from training.benchmark.tables import (
 )
 from universal_model_hub.errors import UniversalModelError
 from universal_model_hub.files import write_bytes, write_json
-from universal_model_hub.fit import page
-from universal_model_hub.fit.page import Markup
-from universal_model_hub.fit.planes import DIFFERENCES, class_color
+from universal_model_hub.fit.reporting import page
+from universal_model_hub.fit.reporting.page import Markup
+from universal_model_hub.fit.reporting.planes import DIFFERENCES, class_color
 
 SYNTHETIC = (
     "All scans are synthetic phantoms in the layouts of the real data sets, and the networks are "

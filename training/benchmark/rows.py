@@ -15,7 +15,7 @@ from torch import nn
 from training.benchmark.tasks import TargetTask
 from universal_model_hub.config import read_config
 from universal_model_hub.errors import ConfigError, WeightsError
-from universal_model_hub.fit.transfer import HEAD_ARGUMENTS, build_classifier, build_model
+from universal_model_hub.fit.training.transfer import HEAD_ARGUMENTS, build_classifier, build_model
 from universal_model_hub.heads import ClassificationHead, Classifier
 from universal_model_hub.loading import load_encoder, load_segmenter
 from universal_model_hub.networks import ARCHITECTURES, ENCODERS

@@ -19,8 +19,8 @@ from training.corpora import luna16
 from training.corpora.luna16_tables import Candidates
 from universal_model_hub.errors import ConfigError
 from universal_model_hub.files import atomic_path
-from universal_model_hub.fit.sampling import item_rngs, varied
-from universal_model_hub.fit.settings import FinetuneSettings
+from universal_model_hub.fit.training.sampling import item_rngs, varied
+from universal_model_hub.fit.training.settings import FinetuneSettings
 
 SCORED_TOGETHER = 32  # cubes
 

@@ -19,7 +19,7 @@ from training.benchmark.tasks_data import task_labels
 from training.corpora import get_corpus
 from training.corpora.case import Case
 from universal_model_hub.extras import needed
-from universal_model_hub.fit.evaluate import segmentation_scores
+from universal_model_hub.fit.reporting.evaluate import segmentation_scores
 from universal_model_hub.predict import PredictWarning, predict
 from universal_model_hub.preprocess import Preprocessing, preprocess
 from universal_model_hub.volume import Volume

@@ -29,8 +29,9 @@ from training.benchmark.tasks_scoring import (
     validation_dice,
 )
 from universal_model_hub.errors import ConfigError
-from universal_model_hub.fit.loop import Sampler
-from universal_model_hub.fit.sampling import CubeSampler, LoadedCase, LoadedScan, ScanSampler
+from universal_model_hub.fit.data.cases import LoadedCase, LoadedScan
+from universal_model_hub.fit.training.loop import Sampler
+from universal_model_hub.fit.training.sampling import CubeSampler, ScanSampler
 
 GIB = 2**30
 NUM_CLASSES = 2

@@ -34,10 +34,10 @@ from training.measure import peak_memory_mib
 from training.metrics import commit
 from training.workload import counted
 from universal_model_hub.files import atomic_path, parse_json, write_json
-from universal_model_hub.fit.checkpoint import run_lock
-from universal_model_hub.fit.engine import pick_device, stop_on_signals
-from universal_model_hub.fit.hardware import hardware
-from universal_model_hub.fit.loop import FitResult, fit
+from universal_model_hub.fit.training.checkpoint import run_lock
+from universal_model_hub.fit.training.engine import pick_device, stop_on_signals
+from universal_model_hub.fit.training.hardware import hardware
+from universal_model_hub.fit.training.loop import FitResult, fit
 
 LOSS_PARTS = 10  # of a run, whose mean losses are kept
 MIB = 2**20

@@ -29,7 +29,7 @@ from training.release.runs import PROBE_SEEDS, PROBE_SUBJECTS, Run, Setting, pro
 from training.release.summary import summary
 from training.release.tasks import TASKS_FILE, Mode, Tasks, read_tasks
 from universal_model_hub.errors import ConfigError, UniversalModelError
-from universal_model_hub.fit.hardware import hardware
+from universal_model_hub.fit.training.hardware import hardware
 
 TRANSFERS = {"full": ("full",), "encoder": ("encoder",), "both": ("full", "encoder")}
 

@@ -14,10 +14,11 @@ from training.release.arms import Arm
 from training.release.scans import GridCase
 from training.release.scoring import score
 from training.release.tasks import ModeSettings, Task
-from universal_model_hub.fit.loop import fit
-from universal_model_hub.fit.sampling import CubeSampler, LoadedCase
-from universal_model_hub.fit.settings import FinetuneSettings
-from universal_model_hub.fit.transfer import build_model
+from universal_model_hub.fit.data.cases import LoadedCase
+from universal_model_hub.fit.training.loop import fit
+from universal_model_hub.fit.training.sampling import CubeSampler
+from universal_model_hub.fit.training.settings import FinetuneSettings
+from universal_model_hub.fit.training.transfer import build_model
 
 
 def fine_tune(

@@ -31,12 +31,13 @@ from training.release.scoring import score
 from training.release.tasks import Part, Task
 from universal_model_hub.config import read_config
 from universal_model_hub.errors import CheckpointError, UniversalModelError
-from universal_model_hub.fit.engine import pick_device
-from universal_model_hub.fit.hardware import hardware
-from universal_model_hub.fit.loop import fit
-from universal_model_hub.fit.sampling import CubeSampler, LoadedCase
-from universal_model_hub.fit.settings import FinetuneSettings
-from universal_model_hub.fit.transfer import build_model
+from universal_model_hub.fit.data.cases import LoadedCase
+from universal_model_hub.fit.training.engine import pick_device
+from universal_model_hub.fit.training.hardware import hardware
+from universal_model_hub.fit.training.loop import fit
+from universal_model_hub.fit.training.sampling import CubeSampler
+from universal_model_hub.fit.training.settings import FinetuneSettings
+from universal_model_hub.fit.training.transfer import build_model
 from universal_model_hub.hub import resolve_model
 from universal_model_hub.preprocess import Preprocessing
 from universal_model_hub.saving import save_pretrained

@@ -83,8 +83,8 @@ def run(args: argparse.Namespace) -> int:
         return check(request, args)
     if args.output is None:
         raise ConfigError("Expected --output FOLDER for the model (or --check, which needs none).")
-    from universal_model_hub.fit.engine import process_group
     from universal_model_hub.fit.finetuning import run_request
+    from universal_model_hub.fit.training.engine import process_group
 
     with process_group(args.device) as process:
         result = run_request(
@@ -103,8 +103,8 @@ def run(args: argparse.Namespace) -> int:
 
 def check(request: "Request", args: argparse.Namespace) -> int:
     """Print the state of the data and the plan; 2 if the data cannot be used."""
-    from universal_model_hub.fit.engine import pick_device
     from universal_model_hub.fit.request import draft_plan
+    from universal_model_hub.fit.training.engine import pick_device
 
     plan, report = draft_plan(request, pick_device(args.device), progress=not args.quiet)
     if args.json:

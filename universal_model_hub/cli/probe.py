@@ -11,7 +11,7 @@ from universal_model_hub.cli.cases import add_data, modality_of
 from universal_model_hub.cli.embed import load_model
 
 if TYPE_CHECKING:
-    from universal_model_hub.fit.cases import CaseSet
+    from universal_model_hub.fit.data.cases import CaseSet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,8 +101,8 @@ def split_data(args: argparse.Namespace) -> "CaseSet":
         ConfigError: If the layout shows that something is wrong; names the first of it.
     """
     from universal_model_hub.errors import ConfigError
-    from universal_model_hub.fit.layouts import read_cases
-    from universal_model_hub.fit.splits import split_cases
+    from universal_model_hub.fit.data.layouts import read_cases
+    from universal_model_hub.fit.data.splits import split_cases
 
     data = read_cases(
         images=args.images,

@@ -13,17 +13,17 @@ import torch
 from torch import nn
 
 from universal_model_hub.files import parse_json, write_json
-from universal_model_hub.fit.cases import Case
-from universal_model_hub.fit.engine import Process, StopRequest, make_deterministic
-from universal_model_hub.fit.loop import FitResult, Sampler, fit
-from universal_model_hub.fit.lora import add_lora, merge_lora
-from universal_model_hub.fit.losses import batch_loss
-from universal_model_hub.fit.plan import with_steps
-from universal_model_hub.fit.prepare import Part, Prepared, prepare_cases
+from universal_model_hub.fit.data.cases import NOT_ANNOTATED, Case
+from universal_model_hub.fit.data.prepare import Part, Prepared, prepare_cases
 from universal_model_hub.fit.request import Plan
-from universal_model_hub.fit.sampling import NOT_ANNOTATED, CubeSampler, ScanSampler
-from universal_model_hub.fit.settings import FinetuneSettings
-from universal_model_hub.fit.transfer import build_classifier, build_model
+from universal_model_hub.fit.training.engine import Process, StopRequest, make_deterministic
+from universal_model_hub.fit.training.loop import FitResult, Sampler, fit
+from universal_model_hub.fit.training.lora import add_lora, merge_lora
+from universal_model_hub.fit.training.losses import batch_loss
+from universal_model_hub.fit.training.plan import with_steps
+from universal_model_hub.fit.training.sampling import CubeSampler, ScanSampler
+from universal_model_hub.fit.training.settings import FinetuneSettings
+from universal_model_hub.fit.training.transfer import build_classifier, build_model
 
 RATE_FACTORS = (1 / 3, 1.0, 3.0)  # of the learning rate, where it is tuned
 TUNING_SHARE = 4  # each rate is tried for one step in so many of the training's

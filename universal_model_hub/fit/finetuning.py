@@ -17,21 +17,21 @@ from typing import Any
 from universal_model_hub.errors import CheckpointError, ConfigError
 from universal_model_hub.files import parse_json, write_json
 from universal_model_hub.fit.arms import Stopped, new_model, prepare_training, samplers
-from universal_model_hub.fit.cases import Task
-from universal_model_hub.fit.check import check_space
-from universal_model_hub.fit.checkpoint import config_differences, run_lock
-from universal_model_hub.fit.engine import (
+from universal_model_hub.fit.data.cases import Task
+from universal_model_hub.fit.data.check import check_space
+from universal_model_hub.fit.data.prepare import data_sha256
+from universal_model_hub.fit.outcome import write_outcome
+from universal_model_hub.fit.request import DEFAULT_WEIGHTS, Plan, Request, make_plan
+from universal_model_hub.fit.stages import prepare_all, run_plan, sides
+from universal_model_hub.fit.training.checkpoint import config_differences, run_lock
+from universal_model_hub.fit.training.engine import (
     Process,
     from_main,
     process_group,
     stop_on_signals,
     wait_for_all,
 )
-from universal_model_hub.fit.outcome import write_outcome
-from universal_model_hub.fit.plan import seconds_a_step, steps_within, with_steps
-from universal_model_hub.fit.prepare import data_sha256
-from universal_model_hub.fit.request import DEFAULT_WEIGHTS, Plan, Request, make_plan
-from universal_model_hub.fit.stages import prepare_all, run_plan, sides
+from universal_model_hub.fit.training.plan import seconds_a_step, steps_within, with_steps
 from universal_model_hub.saving import FILES
 
 WORK, PLAN = "work", "plan.json"  # of an unfinished run

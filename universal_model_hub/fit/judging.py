@@ -10,12 +10,12 @@ import torch
 from tqdm import tqdm
 
 from universal_model_hub.files import parse_json, write_json
-from universal_model_hub.fit.cases import Case
-from universal_model_hub.fit.classification import CaseAnswer
-from universal_model_hub.fit.evaluate import ClassScore, segmentation_scores
-from universal_model_hub.fit.prepare import Part, class_labels, only_part
+from universal_model_hub.fit.data.cases import Case
+from universal_model_hub.fit.data.prepare import Part, class_labels, only_part
+from universal_model_hub.fit.reporting.classification import CaseAnswer
+from universal_model_hub.fit.reporting.evaluate import ClassScore, segmentation_scores
+from universal_model_hub.fit.reporting.summary import CaseScores
 from universal_model_hub.fit.request import Plan
-from universal_model_hub.fit.summary import CaseScores
 from universal_model_hub.loading import load_classifier, load_segmenter
 from universal_model_hub.predict import predict
 from universal_model_hub.preprocess import preprocess_channels

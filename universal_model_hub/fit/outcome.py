@@ -13,17 +13,20 @@ import torch
 
 from universal_model_hub import __version__
 from universal_model_hub.files import parse_json, write_bytes
-from universal_model_hub.fit.cases import SPLITS, Case
-from universal_model_hub.fit.classification import CaseAnswer, score_answers
-from universal_model_hub.fit.engine import Process
-from universal_model_hub.fit.hardware import hardware
-from universal_model_hub.fit.intervals import Estimate
+from universal_model_hub.fit.data.cases import SPLITS, Case
 from universal_model_hub.fit.judging import JudgedCase, truth_of
-from universal_model_hub.fit.planes import in_ras, three_planes
-from universal_model_hub.fit.report import Arm, DataSummary, Picture, ReportData, write_report
-from universal_model_hub.fit.request import Plan
-from universal_model_hub.fit.results import best_median_worst, most_confidently_wrong
-from universal_model_hub.fit.summary import (
+from universal_model_hub.fit.reporting.classification import CaseAnswer, score_answers
+from universal_model_hub.fit.reporting.intervals import Estimate
+from universal_model_hub.fit.reporting.planes import in_ras, three_planes
+from universal_model_hub.fit.reporting.report import (
+    Arm,
+    DataSummary,
+    Picture,
+    ReportData,
+    write_report,
+)
+from universal_model_hub.fit.reporting.results import best_median_worst, most_confidently_wrong
+from universal_model_hub.fit.reporting.summary import (
     CaseScores,
     answer_rows,
     case_rows,
@@ -32,6 +35,9 @@ from universal_model_hub.fit.summary import (
     summarize,
     write_metrics,
 )
+from universal_model_hub.fit.request import Plan
+from universal_model_hub.fit.training.engine import Process
+from universal_model_hub.fit.training.hardware import hardware
 from universal_model_hub.loading import load_classifier, load_segmenter
 from universal_model_hub.saving import save_pretrained
 from universal_model_hub.volume import Volume, load_volume

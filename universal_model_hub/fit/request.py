@@ -11,13 +11,13 @@ import torch
 from universal_model_hub.catalog import list_models
 from universal_model_hub.config import ModelConfig, read_config
 from universal_model_hub.errors import ConfigError
-from universal_model_hub.fit.cases import SPLITS, CaseSet, Finding, Task
-from universal_model_hub.fit.check import cache_bytes, check_cases, raise_if_bad
-from universal_model_hub.fit.data_report import DataReport
-from universal_model_hub.fit.layouts import read_cases
-from universal_model_hub.fit.plan import classification_spacing, plan_settings
-from universal_model_hub.fit.settings import FinetuneSettings
-from universal_model_hub.fit.splits import split_cases
+from universal_model_hub.fit.data.cases import SPLITS, CaseSet, Finding, Task
+from universal_model_hub.fit.data.check import cache_bytes, check_cases, raise_if_bad
+from universal_model_hub.fit.data.data_report import DataReport
+from universal_model_hub.fit.data.layouts import read_cases
+from universal_model_hub.fit.data.splits import split_cases
+from universal_model_hub.fit.training.plan import classification_spacing, plan_settings
+from universal_model_hub.fit.training.settings import FinetuneSettings
 from universal_model_hub.hub import LocalModel, resolve_model
 from universal_model_hub.preprocess import Preprocessing
 

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from universal_model_hub.fit.arms import read_training, save_training, train_arm
-from universal_model_hub.fit.cases import Case, CaseSet
-from universal_model_hub.fit.engine import Process, StopRequest, wait_for_all
+from universal_model_hub.fit.data.cases import Case, CaseSet
+from universal_model_hub.fit.data.prepare import Prepared, prepare_cases
+from universal_model_hub.fit.data.splits import fold_cases
 from universal_model_hub.fit.judging import JudgedCase, judge_cases
 from universal_model_hub.fit.outcome import ArmOutcome
-from universal_model_hub.fit.prepare import Prepared, prepare_cases
 from universal_model_hub.fit.request import Plan
-from universal_model_hub.fit.splits import fold_cases
+from universal_model_hub.fit.training.engine import Process, StopRequest, wait_for_all
 from universal_model_hub.saving import save_pretrained
 
 

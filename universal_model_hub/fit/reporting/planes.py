@@ -13,7 +13,7 @@ import numpy as np
 
 from universal_model_hub.errors import GeometryError
 from universal_model_hub.extras import needed
-from universal_model_hub.fit.sampling import NOT_ANNOTATED
+from universal_model_hub.fit.data.cases import NOT_ANNOTATED
 from universal_model_hub.preprocess.orientation import closest_axes
 from universal_model_hub.volume import Volume
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from universal_model_hub.extras import needed
-from universal_model_hub.fit.classification import CaseAnswer, ClassificationScores
-from universal_model_hub.fit.planes import class_color
-from universal_model_hub.fit.summary import CaseScores, ClassSummary
+from universal_model_hub.fit.reporting.classification import CaseAnswer, ClassificationScores
+from universal_model_hub.fit.reporting.planes import class_color
+from universal_model_hub.fit.reporting.summary import CaseScores, ClassSummary
 
 ARM_COLORS = ("#e4572e", "#3d85c6", "#8a7f2f", "#7b4b94")
 DPI, CSS_PIXELS = 160, 100  # of an inch

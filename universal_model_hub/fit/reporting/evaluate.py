@@ -13,7 +13,7 @@ import numpy as np
 
 from universal_model_hub.errors import ConfigError, GeometryError, VolumeError
 from universal_model_hub.extras import needed
-from universal_model_hub.fit.sampling import NOT_ANNOTATED
+from universal_model_hub.fit.data.cases import NOT_ANNOTATED
 
 PERCENTILE = 95  # of the surface distances
 MISSED = "in the truth, not predicted"

@@ -17,8 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from universal_model_hub.errors import CheckpointError
-from universal_model_hub.fit.checkpoint import load_latest, save_checkpoint
-from universal_model_hub.fit.engine import (
+from universal_model_hub.fit.training.checkpoint import load_latest, save_checkpoint
+from universal_model_hub.fit.training.engine import (
     Ema,
     Process,
     StopRequest,
@@ -28,9 +28,9 @@ from universal_model_hub.fit.engine import (
     from_main,
     pick_device,
 )
-from universal_model_hub.fit.losses import batch_loss
-from universal_model_hub.fit.settings import FinetuneSettings
-from universal_model_hub.fit.trainable import parameter_groups, set_train_mode
+from universal_model_hub.fit.training.losses import batch_loss
+from universal_model_hub.fit.training.settings import FinetuneSettings
+from universal_model_hub.fit.training.trainable import parameter_groups, set_train_mode
 
 SAVE_SECONDS = 120.0
 AHEAD = 4  # batches drawn while a GPU works

@@ -5,7 +5,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from universal_model_hub.fit.charts import Chart
+from universal_model_hub.fit.reporting.charts import Chart
 
 
 class Markup(str):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from universal_model_hub.fit.cases import Case, CaseSet, Finding
-from universal_model_hub.fit.data_report import CaseFacts
+from universal_model_hub.fit.data.cases import Case, CaseSet, Finding
+from universal_model_hub.fit.data.data_report import CaseFacts
 
 SMALLEST_SIDE = 8  # voxels on the model grid
 THICK = 8.0  # times as thick as wide

@@ -15,11 +15,10 @@ import numpy as np
 from tqdm import tqdm
 
 from universal_model_hub.errors import ConfigError, UniversalModelError
-from universal_model_hub.fit.cases import Case, CaseSet, Finding
-from universal_model_hub.fit.comparison import compare_cases
-from universal_model_hub.fit.data_report import PERCENTILES, CaseFacts, DataReport
-from universal_model_hub.fit.layouts.names import leads_somewhere
-from universal_model_hub.fit.sampling import NOT_ANNOTATED
+from universal_model_hub.fit.data.cases import NOT_ANNOTATED, Case, CaseSet, Finding
+from universal_model_hub.fit.data.comparison import compare_cases
+from universal_model_hub.fit.data.data_report import PERCENTILES, CaseFacts, DataReport
+from universal_model_hub.fit.data.layouts.names import leads_somewhere
 from universal_model_hub.preprocess import Preprocessing, model_shape
 from universal_model_hub.preprocess.channels import check_same_grid
 from universal_model_hub.preprocess.modality import choose, sample_of

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from universal_model_hub.errors import ConfigError
-from universal_model_hub.fit.cases import Task
-from universal_model_hub.fit.engine import DTYPES
+from universal_model_hub.fit.data.cases import Task
+from universal_model_hub.fit.training.engine import DTYPES
 
 Trained = Literal["all", "head", "lora"]
 Loss = Literal["dice_ce", "dice", "cross_entropy"]

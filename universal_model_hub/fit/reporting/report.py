@@ -10,10 +10,10 @@ from typing import Any
 
 from universal_model_hub.errors import ConfigError
 from universal_model_hub.files import write_bytes
-from universal_model_hub.fit.cases import Finding, Split, Task
-from universal_model_hub.fit.charts import Curve, curves_chart
-from universal_model_hub.fit.classification import CaseAnswer
-from universal_model_hub.fit.page import (
+from universal_model_hub.fit.data.cases import Finding, Split, Task
+from universal_model_hub.fit.reporting.charts import Curve, curves_chart
+from universal_model_hub.fit.reporting.classification import CaseAnswer
+from universal_model_hub.fit.reporting.page import (
     Markup,
     facts,
     joined,
@@ -25,9 +25,13 @@ from universal_model_hub.fit.page import (
     tag,
     text,
 )
-from universal_model_hub.fit.planes import DIFFERENCES, UNKNOWN_COLOR, class_color
-from universal_model_hub.fit.results import Results, classification_results, segmentation_results
-from universal_model_hub.fit.summary import CaseScores
+from universal_model_hub.fit.reporting.planes import DIFFERENCES, UNKNOWN_COLOR, class_color
+from universal_model_hub.fit.reporting.results import (
+    Results,
+    classification_results,
+    segmentation_results,
+)
+from universal_model_hub.fit.reporting.summary import CaseScores
 
 FEW_CASES = 10  # below, bootstrap intervals are known to be too narrow
 

@@ -17,8 +17,7 @@ from tqdm import tqdm
 
 from universal_model_hub.errors import ConfigError
 from universal_model_hub.files import atomic_path, parse_json, sha256_of, write_json
-from universal_model_hub.fit.cases import Case, CaseSet
-from universal_model_hub.fit.sampling import NOT_ANNOTATED, LoadedCase, LoadedScan
+from universal_model_hub.fit.data.cases import NOT_ANNOTATED, Case, CaseSet, LoadedCase, LoadedScan
 from universal_model_hub.preprocess import Preprocessing, PreprocessRecord, preprocess_channels
 from universal_model_hub.preprocess.orientation import orient
 from universal_model_hub.resample import resample

@@ -4,8 +4,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from universal_model_hub.errors import ConfigError
-from universal_model_hub.fit.cases import Case, CaseSet, Finding, Task
-from universal_model_hub.fit.layouts.names import (
+from universal_model_hub.fit.data.cases import Case, CaseSet, Finding, Task
+from universal_model_hub.fit.data.layouts.names import (
     LABEL_ENDING,
     by_channel,
     by_name,

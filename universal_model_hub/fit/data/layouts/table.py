@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from universal_model_hub.errors import ConfigError
-from universal_model_hub.fit.cases import SPLITS, Case, CaseSet, Finding, Task
-from universal_model_hub.fit.layouts.names import case_name, subject_of
+from universal_model_hub.fit.data.cases import SPLITS, Case, CaseSet, Finding, Task
+from universal_model_hub.fit.data.layouts.names import case_name, subject_of
 
 SPLIT_WORDS = {"val": "validation", "valid": "validation", "dev": "validation", "training": "train"}
 LARGEST_BYTES = 64 * 2**20

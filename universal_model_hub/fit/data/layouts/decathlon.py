@@ -6,8 +6,8 @@ from typing import Any
 
 from universal_model_hub.errors import ConfigError
 from universal_model_hub.files import parse_json
-from universal_model_hub.fit.cases import Case, CaseSet, Finding, Split
-from universal_model_hub.fit.layouts.names import (
+from universal_model_hub.fit.data.cases import Case, CaseSet, Finding, Split
+from universal_model_hub.fit.data.layouts.names import (
     CHANNEL,
     SUFFIXES,
     by_channel,

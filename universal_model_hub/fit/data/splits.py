@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from universal_model_hub.errors import ConfigError
-from universal_model_hub.fit.cases import Case, CaseSet, Finding, Split
+from universal_model_hub.fit.data.cases import Case, CaseSet, Finding, Split
 
 VALIDATION_SHARE = 0.2  # of the subjects
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from universal_model_hub.errors import ConfigError
 from universal_model_hub.files import write_bytes, write_json
-from universal_model_hub.fit.classification import CaseAnswer
-from universal_model_hub.fit.evaluate import ClassScore
-from universal_model_hub.fit.intervals import Estimate, mean_estimate
+from universal_model_hub.fit.reporting.classification import CaseAnswer
+from universal_model_hub.fit.reporting.evaluate import ClassScore
+from universal_model_hub.fit.reporting.intervals import Estimate, mean_estimate
 
 METRICS = {
     "dice": "Dice",

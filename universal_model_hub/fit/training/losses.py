@@ -6,8 +6,8 @@ Shape letters: N batch, X Y Z axes, K classes.
 from torch import Tensor
 from torch.nn import functional as F
 
-from universal_model_hub.fit.sampling import NOT_ANNOTATED
-from universal_model_hub.fit.settings import FinetuneSettings
+from universal_model_hub.fit.data.cases import NOT_ANNOTATED
+from universal_model_hub.fit.training.settings import FinetuneSettings
 
 DICE_SMOOTHING = 1e-2  # voxels; keeps a class that a batch lacks from pulling
 

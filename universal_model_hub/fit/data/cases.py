@@ -5,8 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 Task = Literal["segmentation", "classification"]
 Split = Literal["train", "validation", "test"]
+NOT_ANNOTATED = -1  # in a label map
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
@@ -57,3 +60,21 @@ class CaseSet:
     def with_cases(self, cases: tuple[Case, ...]) -> "CaseSet":
         """Return the same set with other cases, such as after a split."""
         return replace(self, cases=cases)
+
+
+@dataclass(frozen=True)
+class LoadedCase:
+    """A preprocessed volume with its labels."""
+
+    id: str
+    image: np.ndarray  # (C, X, Y, Z) float32 in [0, 1]; may be memory-mapped
+    labels: np.ndarray  # (X, Y, Z) integers; -1 is not annotated
+
+
+@dataclass(frozen=True)
+class LoadedScan:
+    """A preprocessed volume with its class."""
+
+    id: str
+    image: np.ndarray  # (C, X, Y, Z) float32 in [0, 1]; may be memory-mapped
+    target: int

@@ -3,17 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from universal_model_hub.fit.charts import confusion_chart, roc_chart, scores_chart
-from universal_model_hub.fit.classification import (
+from universal_model_hub.fit.reporting.charts import confusion_chart, roc_chart, scores_chart
+from universal_model_hub.fit.reporting.classification import (
     RATES,
     CaseAnswer,
     ClassificationScores,
     rate_differences,
     score_answers,
 )
-from universal_model_hub.fit.intervals import Estimate
-from universal_model_hub.fit.page import Markup, joined, number, picture, table, tag
-from universal_model_hub.fit.summary import (
+from universal_model_hub.fit.reporting.intervals import Estimate
+from universal_model_hub.fit.reporting.page import Markup, joined, number, picture, table, tag
+from universal_model_hub.fit.reporting.summary import (
     METRICS,
     CaseScores,
     ClassSummary,

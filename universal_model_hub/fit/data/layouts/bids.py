@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from universal_model_hub.errors import ConfigError
-from universal_model_hub.fit.cases import Case, CaseSet, Finding, Task
-from universal_model_hub.fit.layouts.names import SUFFIXES, scans_in, stem
-from universal_model_hub.fit.layouts.table import read_rows
+from universal_model_hub.fit.data.cases import Case, CaseSet, Finding, Task
+from universal_model_hub.fit.data.layouts.names import SUFFIXES, scans_in, stem
+from universal_model_hub.fit.data.layouts.table import read_rows
 
 CLASS_COLUMNS = ("class", "group", "diagnosis")
 LABEL_ENDS = ("dseg", "label", "seg", "mask")  # the first of them that a session has is taken

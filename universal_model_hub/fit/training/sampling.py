@@ -5,7 +5,6 @@ Shape letters: N batch, C channels, X Y Z the volume's axes, K classes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,28 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from universal_model_hub.errors import ConfigError
-from universal_model_hub.fit.settings import FinetuneSettings
+from universal_model_hub.fit.data.cases import NOT_ANNOTATED, LoadedCase, LoadedScan
+from universal_model_hub.fit.training.settings import FinetuneSettings
 
-NOT_ANNOTATED = -1
 INDEXED_VOXELS = 20_000  # of each class and case, among which centers are drawn
-
-
-@dataclass(frozen=True)
-class LoadedCase:
-    """A preprocessed volume with its labels."""
-
-    id: str
-    image: np.ndarray  # (C, X, Y, Z) float32 in [0, 1]; may be memory-mapped
-    labels: np.ndarray  # (X, Y, Z) integers; -1 is not annotated
-
-
-@dataclass(frozen=True)
-class LoadedScan:
-    """A preprocessed volume with its class."""
-
-    id: str
-    image: np.ndarray  # (C, X, Y, Z) float32 in [0, 1]; may be memory-mapped
-    target: int
 
 
 class CubeSampler:

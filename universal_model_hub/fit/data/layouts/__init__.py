@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from universal_model_hub.errors import ConfigError
-from universal_model_hub.fit.cases import Case, CaseSet, Finding, Task
-from universal_model_hub.fit.layouts.bids import is_bids, read_bids
-from universal_model_hub.fit.layouts.decathlon import is_nnunet, read_msd, read_nnunet
-from universal_model_hub.fit.layouts.folders import read_class_folders, read_folder_pair
-from universal_model_hub.fit.layouts.names import leads_somewhere
-from universal_model_hub.fit.layouts.table import read_table
+from universal_model_hub.fit.data.cases import Case, CaseSet, Finding, Task
+from universal_model_hub.fit.data.layouts.bids import is_bids, read_bids
+from universal_model_hub.fit.data.layouts.decathlon import is_nnunet, read_msd, read_nnunet
+from universal_model_hub.fit.data.layouts.folders import read_class_folders, read_folder_pair
+from universal_model_hub.fit.data.layouts.names import leads_somewhere
+from universal_model_hub.fit.data.layouts.table import read_table
 
 TABLES = (".csv", ".tsv", ".txt")
 MODALITIES = ("CT", "MR", "auto")

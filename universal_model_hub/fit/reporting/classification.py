@@ -7,7 +7,7 @@ import numpy as np
 
 from universal_model_hub.errors import ConfigError
 from universal_model_hub.extras import needed
-from universal_model_hub.fit.intervals import Estimate, draw_weights, percentile_interval
+from universal_model_hub.fit.reporting.intervals import Estimate, draw_weights, percentile_interval
 
 RATES = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "auc": "AUC"}
 

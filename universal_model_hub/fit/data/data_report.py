@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from universal_model_hub.fit.cases import Finding
+from universal_model_hub.fit.data.cases import Finding
 
 PERCENTILES = (0.5, 50.0, 99.5)
 

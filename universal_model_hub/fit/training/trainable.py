@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from universal_model_hub.errors import ConfigError
-from universal_model_hub.fit.lora import has_lora, head_of, lora_parameters
+from universal_model_hub.fit.training.lora import has_lora, head_of, lora_parameters
 
 MODES = ("all", "head", "lora")
 

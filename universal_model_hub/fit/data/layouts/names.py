@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
-from universal_model_hub.fit.cases import Finding
+from universal_model_hub.fit.data.cases import Finding
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 # What a label map's name may have beyond the scan's.

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from universal_model_hub.fit.cases import Task
-from universal_model_hub.fit.engine import Process, autocast
-from universal_model_hub.fit.loop import Sampler
-from universal_model_hub.fit.losses import batch_loss
-from universal_model_hub.fit.settings import FinetuneSettings
+from universal_model_hub.fit.data.cases import Task
+from universal_model_hub.fit.training.engine import Process, autocast
+from universal_model_hub.fit.training.loop import Sampler
+from universal_model_hub.fit.training.losses import batch_loss
+from universal_model_hub.fit.training.settings import FinetuneSettings
 
 CPU_VOXELS, GPU_VOXELS = 2**16, 2**19  # of a segmentation cube: a second or less a step either way
 SCAN_VOXELS = 2**18  # of a scan to be classified, on its model grid

@@ -1,0 +1,1 @@
+"""A user's data: found on disk, checked, split by subject, and prepared on the model grid."""

@@ -1,0 +1,1 @@
+"""How good a model became: scores with their intervals, and the page that shows them."""

@@ -1,0 +1,1 @@
+"""The machinery of every training loop here: settings, batches, losses, steps, checkpoints."""
