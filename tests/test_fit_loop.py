@@ -13,7 +13,11 @@ import torch
 
 from universal_model_hub.errors import CheckpointError, ConfigError
 from universal_model_hub.fit.data.cases import LoadedCase, LoadedScan
-from universal_model_hub.fit.training.engine import Process, StopRequest
+from universal_model_hub.fit.training.engine import (
+    Process,
+    StopRequest,
+    refuse_small_bfloat16,
+)
 from universal_model_hub.fit.training.loop import Batches, fit
 from universal_model_hub.fit.training.losses import batch_loss, dice_loss
 from universal_model_hub.fit.training.sampling import CubeSampler, ScanSampler
@@ -245,3 +249,15 @@ def test_two_processes_end_with_the_same_weights(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_bfloat16_is_refused_on_a_cpu_where_maps_would_be_too_small():
+    settings = replace(SETTINGS, cube=(32, 32, 16), precision="bfloat16")
+    model = new_model()
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(ConfigError, match=r"at least 24 voxels.*\[32, 32, 16\].*float32"):
+        fit(model, CubeSampler([ball_case()], settings, 2), settings)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    refuse_small_bfloat16(torch.device("cpu"), "bfloat16", (24, 24, 24))
+    refuse_small_bfloat16(torch.device("cpu"), "float32", (8, 8, 8))
+    refuse_small_bfloat16(torch.device("cuda"), "bfloat16", (8, 8, 8))

@@ -20,14 +20,18 @@ from training.cubes import CubeStore
 from training.metrics import commit
 from training.objective import UniversalModel
 from training.pretext import JigsawModel, RotationModel
-from universal_model_hub.errors import CheckpointError, ConfigError
+from universal_model_hub.errors import CheckpointError
 from universal_model_hub.files import write_json
 from universal_model_hub.fit.training.checkpoint import load_latest, save_checkpoint
-from universal_model_hub.fit.training.engine import Ema, Process, cosine_factor
+from universal_model_hub.fit.training.engine import (
+    Ema,
+    Process,
+    cosine_factor,
+    refuse_small_bfloat16,
+)
 from universal_model_hub.fit.training.hardware import hardware
 from universal_model_hub.networks import ARCHITECTURES
 
-SMALLEST_BFLOAT16 = 24  # voxels; three poolings make maps of 3
 TASKS = {
     "restoration": UniversalModel,
     "anatomy": AnatomyModel,
@@ -68,7 +72,7 @@ def start_training(recipe: Recipe, process: Process) -> Training:
     Raises:
         ConfigError: If the recipe's cubes are too small for its precision on this device.
     """
-    refuse_small_bfloat16(recipe, process)
+    refuse_small_bfloat16(process.device, recipe.run.precision, recipe.cubes.size)
     unet = ARCHITECTURES[recipe.model.architecture](
         width=recipe.model.width,
         normalization=recipe.model.normalization,
@@ -93,21 +97,6 @@ def start_training(recipe: Recipe, process: Process) -> Training:
         scaler=torch.amp.GradScaler(process.device.type, enabled=recipe.run.precision == "float16"),
         ema=Ema(model, recipe.run.ema_decay) if recipe.run.ema_decay and process.is_main else None,
     )
-
-
-def refuse_small_bfloat16(recipe: Recipe, process: Process) -> None:
-    """Refuse what a CPU computes wrongly: bfloat16 on maps of 2 voxels a side.
-
-    oneDNN's weight gradient of a 3 x 3 x 3 convolution reads memory there that nothing has
-    written (seen with torch 2.13): now and then it is not finite, and never twice the same.
-    """
-    if process.device.type != "cpu" or recipe.run.precision != "bfloat16":
-        return
-    if min(recipe.cubes.size) < SMALLEST_BFLOAT16:
-        raise ConfigError(
-            f"Expected cubes of at least {SMALLEST_BFLOAT16} voxels a side for bfloat16 on a CPU, "
-            f"got {list(recipe.cubes.size)}: gradients would be wrong. Set run.precision=float32."
-        )
 
 
 def make_optimizers(

@@ -7,7 +7,7 @@ import contextlib
 import math
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
@@ -19,6 +19,7 @@ from torch import distributed as dist
 from universal_model_hub.assemble import torch_device
 from universal_model_hub.errors import CheckpointError, ConfigError
 
+SMALLEST_BFLOAT16 = 24  # voxels; three poolings make maps of 3
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 PATIENCE = timedelta(hours=24)  # while one process prepares or judges, and the others wait
@@ -99,6 +100,27 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(
         device.type, dtype=DTYPES[precision], enabled=precision != "float32", cache_enabled=True
     )
+
+
+def refuse_small_bfloat16(device: torch.device, precision: str, cube: Sequence[int]) -> None:
+    """Refuse what a CPU computes wrongly: bfloat16 on maps of 2 voxels a side.
+
+    oneDNN's weight gradient of a 3 x 3 x 3 convolution reads memory there that nothing has
+    written (seen with torch 2.13): now and then it is not finite, and never twice the same.
+
+    Args:
+        device: On which it trains.
+        precision: Of the forward pass.
+        cube: Size of a training cube in voxels.
+
+    Raises:
+        ConfigError: If the cubes are too small.
+    """
+    if device.type == "cpu" and precision == "bfloat16" and min(cube) < SMALLEST_BFLOAT16:
+        raise ConfigError(
+            f"Expected cubes of at least {SMALLEST_BFLOAT16} voxels a side for bfloat16 on a CPU, "
+            f"got {list(cube)}: gradients would be wrong. Use float32."
+        )
 
 
 class Ema:
