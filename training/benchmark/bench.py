@@ -118,19 +118,27 @@ class Bench:
         Raises:
             CheckpointError: If its file is damaged.
         """
-        path = self.result_file(run)
-        try:
-            return bool(parse_json(path.read_bytes())["key"] == self.key(run))
-        except FileNotFoundError:
-            return False
-        except (ValueError, KeyError, TypeError) as cause:
-            raise CheckpointError(
-                f"Expected a result in {path}, got a damaged file. Delete it and start again."
-            ) from cause
+        return has_result(self.result_file(run), self.key(run))
 
     def _weights_sha256(self, run: Run) -> str | None:
         folder = self.plan.brought.get(run.row)
         return None if folder is None else sha256_of(Path(folder) / "model.safetensors")
+
+
+def has_result(path: Path, key: str) -> bool:
+    """Whether a file holds the result of a configuration, by its hash.
+
+    Raises:
+        CheckpointError: If the file is damaged.
+    """
+    try:
+        return bool(parse_json(path.read_bytes())["key"] == key)
+    except FileNotFoundError:
+        return False
+    except (ConfigError, ValueError, KeyError, TypeError) as cause:
+        raise CheckpointError(
+            f"Expected a result in {path}, got a damaged file. Delete it and start again."
+        ) from cause
 
 
 def make_bench(plan: Plan, sources: Mapping[str, Source], work: Path, out: Path) -> Bench:

@@ -21,14 +21,13 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from training.benchmark.bench import Bench
+from training.benchmark.bench import Bench, has_result
 from training.benchmark.pretraining import Pretraining
 from training.benchmark.probing_cubes import cubes_key, cuts, probe_settings, read_cubes
 from training.benchmark.probing_questions import ask, questions
 from training.benchmark.rows import ROWS, get_row
 from training.metrics import commit
-from universal_model_hub.errors import CheckpointError, ConfigError
-from universal_model_hub.files import parse_json, write_json
+from universal_model_hub.files import write_json
 from universal_model_hub.fit.training.engine import pick_device
 from universal_model_hub.fit.training.hardware import hardware
 from universal_model_hub.fit.training.transfer import HEAD_ARGUMENTS
@@ -104,14 +103,7 @@ class Probe:
         Raises:
             CheckpointError: If its file is damaged.
         """
-        try:
-            return bool(parse_json(self.file.read_bytes())["key"] == self.key)
-        except FileNotFoundError:
-            return False
-        except (ConfigError, KeyError, TypeError) as cause:
-            raise CheckpointError(
-                f"Expected a result in {self.file}, got a damaged file. Delete it and start again."
-            ) from cause
+        return has_result(self.file, self.key)
 
 
 def probes(bench: Bench) -> list[Probe]:
