@@ -63,7 +63,7 @@ benchmark-smoke: $(VENV)/.dev
 	rm -rf benchmark-smoke
 	$(BIN)/python -m training.benchmark --plan benchmark_smoke --output benchmark-smoke --work benchmark-smoke/work
 
-# Every table on synthetic scans, about 8 hours on two cores; goes on where it stopped.
+# Every table on synthetic scans, hours on two cores; goes on where it stopped.
 benchmark-mini: $(VENV)/.dev
 	$(BIN)/python -m training.benchmark --plan benchmark_mini --output results/benchmark_mini
 

@@ -5,7 +5,7 @@ data sets above one modality, each module a gain.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from training.benchmark.results import Results, Table
 from training.benchmark.statistics import Difference, compare, corrected, spread
@@ -64,13 +64,7 @@ def findings(results: Results) -> list[Finding]:
             if one is not None:
                 found.append(one)
     adjusted = corrected([one.difference.p for one in found])
-    return [
-        Finding(
-            task=one.task, better=one.better, worse=one.worse, means=one.means,
-            difference=one.difference, p=p,
-        )
-        for one, p in zip(found, adjusted, strict=True)
-    ]  # fmt: skip
+    return [replace(one, p=p) for one, p in zip(found, adjusted, strict=True)]
 
 
 def summary(found: Sequence[Finding], results: Results) -> list[str]:

@@ -50,12 +50,14 @@ def write_report(out: Path) -> None:
     results = read_results(out)
     found = findings(results)
     views = _views(results, found)
-    write_json(out / "report.json", report_numbers(results, found))
+    write_json(out / "report.json", report_numbers(results, found, views))
     write_bytes(out / "report.md", markdown(results, found, views).encode())
     write_bytes(out / "report.html", html(results, found, views).encode())
 
 
-def report_numbers(results: Results, found: Sequence[Finding]) -> dict[str, Any]:
+def report_numbers(
+    results: Results, found: Sequence[Finding], views: Sequence[View]
+) -> dict[str, Any]:
     """Return what the page says in numbers, and of which runs."""
     return {
         **facts(results),
@@ -67,7 +69,7 @@ def report_numbers(results: Results, found: Sequence[Finding]) -> dict[str, Any]
                 "rows": [[cell.text for cell in row] for row in view.rows],
                 "note": view.note,
             }
-            for view in _views(results, found)
+            for view in views
         },
     }
 
