@@ -158,7 +158,7 @@ def test_odd_sides_pass_through_the_discriminator():
 
 def test_balanced_accuracy_counts_classes_not_samples():
     truth = torch.tensor([0, 0, 0, 0, 1])
-    assert balanced_accuracy(torch.zeros(5, dtype=torch.long), truth) == 0.5
+    assert balanced_accuracy(torch.zeros(5, dtype=torch.long), truth, 3) == 0.5
 
 
 def test_the_network_overfits_one_batch():

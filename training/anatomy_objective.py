@@ -84,7 +84,8 @@ class AnatomyModel(UniversalModel):
         contrast = contrastive_loss(self.projection(first), self.projection(second))
         with torch.no_grad():
             known = groups != NOT_LABELED
-            accuracy = (named.argmax(dim=1) == groups)[known].float().mean()
+            right = (named.argmax(dim=1) == groups) & known
+            accuracy = right.sum() / known.sum()
         return AnatomyLosses(*paper[:3], segmentation, edges, contrast, *paper[3:], accuracy)
 
 

@@ -209,10 +209,12 @@ class UniversalModel(nn.Module):
         if modality_logits is not None:
             logits = modality_logits.float()
             modality = F.binary_cross_entropy_with_logits(logits, modality_id.float())  # Eq. 2
-            modality_accuracy = balanced_accuracy((logits > 0).long(), modality_id)
+            modality_accuracy = balanced_accuracy((logits > 0).long(), modality_id, 2)
         if scale_logits is not None:
             scale = F.cross_entropy(scale_logits.float(), scale_id)  # Eq. 3
-            scale_accuracy = balanced_accuracy(scale_logits.argmax(dim=1), scale_id)
+            scale_accuracy = balanced_accuracy(
+                scale_logits.argmax(dim=1), scale_id, scale_logits.shape[1]
+            )
         return Losses(restoration, modality, scale, modality_accuracy, scale_accuracy)
 
 
@@ -228,8 +230,11 @@ def reversal_weight(config: ObjectiveConfig, step: int) -> float:
 
 
 @torch.no_grad()
-def balanced_accuracy(predicted: Tensor, truth: Tensor) -> Tensor:
-    """Mean over the classes present of the share that was predicted right; both (N,)."""
-    right = (predicted == truth).float()
-    shares = [right[truth == k].mean() for k in torch.unique(truth)]
-    return torch.stack(shares).mean()
+def balanced_accuracy(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
+    """Mean over the classes present of the share that was predicted right; both (N,) int64."""
+    classes = torch.arange(num_classes, device=truth.device)
+    is_class = (truth[:, None] == classes).float()  # (N, classes); no size that a GPU must tell
+    right = (predicted == truth).float() @ is_class
+    count = is_class.sum(dim=0)
+    shares = right / count.clamp(min=1)
+    return shares.sum() / (count > 0).sum()

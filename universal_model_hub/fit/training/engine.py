@@ -140,12 +140,15 @@ class Ema:
         """Take one step towards the model's present values."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        averages, values = [], []
         for name, value in model.state_dict().items():
             average = self.values[name]
             if average.is_floating_point():
-                average.lerp_(value.detach().to(average.dtype), 1 - decay)
+                averages.append(average)
+                values.append(value.to(average.dtype))
             else:
                 average.copy_(value)
+        torch._foreach_lerp_(averages, values, 1 - decay)  # one call: a GPU waits for each
 
     def state_dict(self) -> dict[str, object]:
         """Return the state for a checkpoint."""
