@@ -301,6 +301,25 @@ def test_t02_a_stopped_run_goes_on_bitwise(store, tmp_path, number, processes):
     assert_same_tensors(one["model"], two["model"])
 
 
+def test_a_signal_to_the_whole_group_of_processes_is_left_to_the_loop(store, tmp_path):
+    text = TOML.format(adversarial="reversal", steps=100000)
+    process = subprocess.Popen(
+        [*command(tmp_path, "run", text, 1), "--workers", "2"],
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    log = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and (not log.exists() or not log.read_text()):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    problems = process.communicate(timeout=60)[1]
+    assert process.returncode == 143, problems
+    step = load_latest(tmp_path / "run" / "checkpoints", {}, override=True)[0]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["step"] == step
+
+
 @pytest.mark.slow
 def test_t08_a_dead_rank_ends_the_job_and_the_checkpoint_stays_whole(store, tmp_path):
     text = TOML.format(adversarial="reversal", steps=100000)

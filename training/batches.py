@@ -6,6 +6,7 @@ uninterrupted one sees, whatever the number of loader processes. A batch is the 
 one process or on several: each takes its share.
 """
 
+import signal
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -222,4 +223,15 @@ def loader(
         generator=torch.Generator().manual_seed(0),
         persistent_workers=False,
         multiprocessing_context="fork" if workers else None,
+        worker_init_fn=leave_signals_to_the_loop,
     )
+
+
+def leave_signals_to_the_loop(worker: int) -> None:
+    """Ignore SIGTERM and Ctrl-C in a loader process: they reach the whole group of processes.
+
+    The loop takes them, finishes its step with the batches that are loaded, and ends its loaders.
+    """
+    del worker
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
