@@ -33,6 +33,7 @@ from universal_model_hub.fit.training.transfer import build_model
 ROOT = Path(__file__).parent.parent
 TASKS = ("develop_heart_ct", "develop_brain_mr")
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+HEAD_RATE_FACTOR = 10.0  # of both arms
 KEPT_BACK = 3  # of ten training subjects, to choose the rate on
 TUNING_SEED = 100
 
@@ -59,7 +60,11 @@ def arm(
 ) -> dict[str, Any]:
     """Choose the rate of an arm, then train and score it with every seed."""
     base = FinetuneSettings(
-        cube=task.cube, steps=steps, head_steps=steps // 20, warmup_steps=steps // 20
+        cube=task.cube,
+        steps=steps,
+        head_steps=steps // 20,
+        head_rate_factor=HEAD_RATE_FACTOR,
+        warmup_steps=steps // 20,
     )
     name = weights or "scratch"
     tried = {}

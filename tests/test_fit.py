@@ -9,6 +9,7 @@ import torch
 from universal_model_hub import save_pretrained
 from universal_model_hub.errors import CheckpointError, ConfigError
 from universal_model_hub.fit.data.cases import LoadedCase
+from universal_model_hub.fit.training import sampling
 from universal_model_hub.fit.training.loop import fit
 from universal_model_hub.fit.training.losses import segmentation_loss
 from universal_model_hub.fit.training.sampling import CubeSampler, augmented, cut
@@ -35,6 +36,8 @@ def ball_case(shape=(16, 16, 16)):
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"precision": "int8"}, "precision"),
         ({"foreground_share": 1.5}, "foreground_share"),
+        ({"head_rate_factor": 0.0}, "head_rate_factor"),
+        ({"freeze_normalization": 1.1}, "freeze_normalization"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(change, message):
@@ -74,6 +77,22 @@ def test_foreground_is_in_every_cube_that_is_drawn_for_it():
         assert images.shape == (2, 1, 8, 8, 8)
         assert labels.shape == (2, 8, 8, 8)
         assert ((labels == 1).flatten(1).sum(dim=1) > 0).all()
+
+
+def test_cubes_not_drawn_for_the_foreground_lie_anywhere_alike_however_few_voxels_are_indexed(
+    monkeypatch,
+):
+    monkeypatch.setattr(sampling, "INDEXED_VOXELS", 20)
+    small, large = np.zeros((8, 8, 8), np.int16), np.zeros((32, 32, 32), np.int16)
+    small[:4] = 1
+    cases = [
+        LoadedCase(name, labels[None].astype(np.float32), labels)
+        for name, labels in (("small", small), ("large", large))
+    ]
+    settings = replace(SETTINGS, foreground_share=0.0, augment=False)
+    sampler = CubeSampler(cases, settings, 2)
+    with_class = sum(int((sampler.batch(step)[1] == 1).any()) for step in range(300))
+    assert with_class < 20  # a small volume is 512 of 33,280 voxels: about 9 of 300 batches
 
 
 def test_a_cube_larger_than_the_volume_is_padded_as_not_annotated():
@@ -161,6 +180,39 @@ def test_the_head_learns_alone_at_first():
     }
     assert changed == {"head.weight", "head.bias"}
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_the_head_alone_learns_at_its_own_rate_and_then_everything_warms_up():
+    settings = replace(SETTINGS, steps=6, head_steps=2, warmup_steps=2, head_rate_factor=10)
+    sampler = CubeSampler([ball_case()], settings, 2)
+    model = build_model(None, num_classes=2, arguments={"width": 2})
+    seen = [model.head.weight.detach().clone()]
+    fit(
+        model,
+        sampler,
+        settings,
+        after_step=lambda step, model: seen.append(model.head.weight.detach().clone()),
+    )
+    first = float((seen[1] - seen[0]).abs().max())
+    after_head = float((seen[3] - seen[2]).abs().max())
+    assert first == pytest.approx(10 * settings.learning_rate, rel=0.05)  # a step of Adam
+    assert after_head < 2 * settings.learning_rate
+
+
+def test_statistics_stay_in_the_last_share_of_the_steps():
+    settings = replace(SETTINGS, steps=4, head_steps=0, freeze_normalization=0.5)
+    model = build_model(None, num_classes=2, arguments={"width": 2})
+    norm = next(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm3d))
+    means = []
+    fit(
+        model,
+        CubeSampler([ball_case()], settings, 2),
+        settings,
+        after_step=lambda step, model: means.append(norm.running_mean.clone()),
+    )
+    assert not torch.equal(means[0], means[1])
+    assert torch.equal(means[1], means[2])
+    assert torch.equal(means[1], means[3])
 
 
 def test_a_ball_is_learned_and_the_same_seed_gives_the_same_weights():

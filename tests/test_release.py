@@ -42,6 +42,7 @@ TINY = """
 [modes.develop]
 steps = 2
 head_steps = 1
+head_rate_factor = 1
 batch_size = 1
 rates = [1e-3, 1e-2]
 foreground_share = 0.5

@@ -55,6 +55,7 @@ def fine_tune(
         batch_size=settings.batch_size,
         steps=settings.steps,
         head_steps=settings.head_steps,
+        head_rate_factor=settings.head_rate_factor,
         learning_rate=rate,
         foreground_share=settings.foreground_share,
         seed=seed,

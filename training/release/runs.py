@@ -22,7 +22,7 @@ from training.release.tasks import AXES, Mode, ModeSettings, Task, Tasks
 from universal_model_hub.errors import CheckpointError
 from universal_model_hub.files import parse_json, write_json
 
-VERSION = 1  # of what a run does: raise it when results would differ
+VERSION = 2  # of what a run does: raise it when results would differ
 KEPT_BACK = 1 / 3  # of the foreground of the training labels, where something is chosen
 PROBE_SEEDS = {"develop": 6201, "final": 6101}  # of the synthetic subjects of the cube probes
 PROBE_SUBJECTS = 12  # of each region
@@ -96,7 +96,7 @@ def run_key(run: Run, setting: Setting) -> str:
     else:
         values["subjects"] = (PROBE_SEEDS[setting.mode], PROBE_SUBJECTS)
     if run.kind == "fit":
-        kept = ("steps", "head_steps", "batch_size", "foreground_share")
+        kept = ("steps", "head_steps", "head_rate_factor", "batch_size", "foreground_share")
         settings = asdict(setting.mode_settings)
         values["fit"] = {name: settings[name] for name in kept}
         values["points"] = settings["curve_points"] if run.curve else 0

@@ -35,6 +35,7 @@ from universal_model_hub.fit.data.cases import LoadedCase
 from universal_model_hub.fit.training.engine import pick_device
 from universal_model_hub.fit.training.hardware import hardware
 from universal_model_hub.fit.training.loop import fit
+from universal_model_hub.fit.training.plan import HEAD_RATE_FACTOR
 from universal_model_hub.fit.training.sampling import CubeSampler
 from universal_model_hub.fit.training.settings import FinetuneSettings
 from universal_model_hub.fit.training.transfer import build_model
@@ -82,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = FinetuneSettings(
             steps=options.steps,
             head_steps=options.steps // 10,
+            head_rate_factor=HEAD_RATE_FACTOR,
             learning_rate=3e-3,
             foreground_share=0.7,
             precision=options.precision,

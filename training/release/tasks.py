@@ -31,6 +31,7 @@ class ModeSettings:
 
     steps: int
     head_steps: int  # of these; the rest of the network is frozen meanwhile
+    head_rate_factor: float  # of the learning rate in these
     batch_size: int
     rates: tuple[float, ...]  # each arm takes its best on the kept-back training labels
     foreground_share: float

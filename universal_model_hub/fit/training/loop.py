@@ -200,9 +200,13 @@ class _Run:
 
     def _factor(self, step: int) -> float:
         settings = self.settings
+        if step < settings.head_steps:
+            return settings.head_rate_factor
+        step -= settings.head_steps
         if settings.schedule == "constant":
             return min(1.0, (step + 1) / max(1, settings.warmup_steps))
-        return cosine_factor(step, settings.steps, settings.warmup_steps, 0.0)
+        left = max(1, settings.steps - settings.head_steps)
+        return cosine_factor(step, left, settings.warmup_steps, 0.0)
 
     def train_step(self, wrapped: nn.Module, batch: tuple[Tensor, Tensor]) -> float:
         """One optimizer step on a batch; return the loss.
@@ -213,6 +217,8 @@ class _Run:
         settings, process = self.settings, self.process
         head_only = self.step < settings.head_steps
         set_train_mode(self.model, settings.train)
+        if self.step >= settings.steps * (1 - settings.freeze_normalization):
+            freeze_normalization(self.model)
         spared = process.world_size == 1 and settings.train == "all"
         if spared:
             set_trainable(self.model, head_only=head_only)  # spares the backward pass
@@ -322,6 +328,13 @@ class _Run:
         self.result.scores = [(step, score) for step, score in state["scores"]]
         self.result.best_step, self.result.seconds = state["best_step"], state["seconds"]
         torch.set_rng_state(state["rng"])
+
+
+def freeze_normalization(model: nn.Module) -> None:
+    """Put batch norm in eval mode: it uses and keeps its running statistics."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train(False)
 
 
 def set_trainable(model: nn.Module, *, head_only: bool) -> None:

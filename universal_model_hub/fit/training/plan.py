@@ -26,6 +26,7 @@ SMALLEST, LARGEST = 16, 160  # sides of a cube
 CPU_STEPS, GPU_STEPS = 1000, 2500
 CPU_BATCH, GPU_BATCH = 2, 4
 VALIDATIONS = 10  # over a run
+HEAD_RATE_FACTOR = 10.0  # a head that is behind the rest undoes what was transferred
 STRIDE = 8
 WEIGHT_RANGE = (0.5, 4.0)  # of the cross-entropy's class weights
 WARM_STEPS, TIMED_STEPS = 2, 4
@@ -55,6 +56,7 @@ def plan_settings(
         "steps": steps,
         "batch_size": GPU_BATCH if on_gpu else CPU_BATCH,
         "head_steps": steps // 10,
+        "head_rate_factor": HEAD_RATE_FACTOR,
         "warmup_steps": min(50, steps // 10),
         "validate_every": max(1, steps // VALIDATIONS),
         "precision": "bfloat16" if on_gpu else "float32",

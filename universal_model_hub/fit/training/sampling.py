@@ -34,18 +34,21 @@ class CubeSampler:
     ) -> None:
         self.cases = list(cases)
         self.settings = settings
-        self.places: dict[int, list[tuple[int, np.ndarray]]] = {}  # class: (case, voxels)
+        self.places: dict[int, list[tuple[int, np.ndarray]]] = {}  # class: (case, some voxels)
+        self.sizes: dict[int, list[int]] = {}  # class: how many voxels, of the same cases
         self.voxels = np.zeros(num_classes, np.int64)  # annotated, of each class
         rng = np.random.default_rng([settings.seed, 1])
         for number, case in enumerate(self.cases):
             _check_case(case, num_classes)
             for value in range(num_classes):
                 found = np.flatnonzero(case.labels == value)
-                self.voxels[value] += len(found)
-                if len(found) > INDEXED_VOXELS:
+                count = len(found)
+                self.voxels[value] += count
+                if count > INDEXED_VOXELS:
                     found = rng.choice(found, INDEXED_VOXELS, replace=False)
-                if len(found):
+                if count:
                     self.places.setdefault(value, []).append((number, found))
+                    self.sizes.setdefault(value, []).append(count)
         if not self.places:
             raise ConfigError("Expected annotated voxels in the training cases, got none.")
 
@@ -70,10 +73,9 @@ class CubeSampler:
         if foreground and rng.random() < self.settings.foreground_share:
             value = int(rng.choice(foreground))
         else:
-            weights = [sum(len(found) for _, found in self.places[v]) for v in sorted(self.places)]
-            value = int(rng.choice(sorted(self.places), p=np.array(weights) / sum(weights)))
+            value = int(rng.choice(len(self.voxels), p=self.voxels / self.voxels.sum()))
         entries = self.places[value]
-        sizes = np.array([len(found) for _, found in entries], float)
+        sizes = np.array(self.sizes[value], float)
         number, found = entries[int(rng.choice(len(entries), p=sizes / sizes.sum()))]
         case = self.cases[number]
         center = np.unravel_index(int(rng.choice(found)), case.labels.shape)

@@ -34,6 +34,10 @@ class FinetuneSettings:
     steps: int = 300
     train: Trained = "all"
     head_steps: int = 30  # the first ones, with all but the head frozen
+    head_rate_factor: float = 1.0  # of the learning rate in these steps, which have no warm-up
+    freeze_normalization: float = (
+        0.0  # share of the steps, the last ones, with batch norm as in use
+    )
     learning_rate: float = 1e-3
     layer_decay: float = 1.0  # factor of the rate from one depth to the next below the head
     lora_rank: int | None = None  # of train="lora"; None: the largest under 5 % of the parameters
@@ -67,8 +71,11 @@ class FinetuneSettings:
                 raise ConfigError(
                     f"Expected {name} {', '.join(choices)}, got {getattr(self, name)!r}."
                 )
-        if not 0 <= self.foreground_share <= 1:
-            raise ConfigError(f"Expected foreground_share in 0 to 1, got {self.foreground_share}.")
+        for name in ("foreground_share", "freeze_normalization"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"Expected {name} in 0 to 1, got {getattr(self, name)}.")
+        if self.head_rate_factor <= 0:
+            raise ConfigError(f"Expected a positive head_rate_factor, got {self.head_rate_factor}.")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"Expected ema_decay from 0 to below 1, got {self.ema_decay}.")
         if not 0 < self.layer_decay <= 1:
