@@ -520,7 +520,7 @@ def test_the_plan_of_the_final_evaluation_fits_a_night():
     text = plan.describe(setting, ("full",), 2)
     total = text.splitlines()[-1]
     hours = int(total.partition("about ")[2].partition(" h")[0])
-    assert 4 <= hours <= 8, total
+    assert 3 <= hours <= 8, total
 
 
 # ---- pool --------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ _ROWS = (
         architecture="unet3d",
         arguments={"width": 8},
         summary="3D U-Net at a quarter of the paper's width, pre-trained by the paper's method",
-        sha256="1d2c9ed45f6b1fd401068f28927f60ae276d6ff06bcdd6d205c22d1c0b2253b2",
+        sha256="59dc46b906a53ac32ca169fa8d675d8207bc5614871f55ea2ccf684307a719bd",
         size=2407060,
     ),
     Weights(
@@ -61,7 +61,7 @@ _ROWS = (
         architecture="unet3d",
         arguments={"width": 8},
         summary="The same network; segmentation of synthetic anatomy beside the paper's method",
-        sha256="ba99d101a22cb52a02edcd118e946f4326c65c2e3295b0a03822d77cd60e190a",
+        sha256="bb6878a1ab0d5d4851739d204deea282be9976ae507b7e15500c62bbf91bd916",
         size=2407068,
     ),
     Weights(
