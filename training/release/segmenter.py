@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             steps=options.steps,
             head_steps=options.steps // 10,
             head_rate_factor=HEAD_RATE_FACTOR,
-            learning_rate=3e-3,
+            learning_rate=1e-3,
             foreground_share=0.7,
             precision=options.precision,
         )
