@@ -53,6 +53,7 @@ def fine_tune(
     details = FinetuneSettings(
         cube=task.cube,
         batch_size=settings.batch_size,
+        precision=settings.precision,
         steps=settings.steps,
         head_steps=settings.head_steps,
         head_rate_factor=settings.head_rate_factor,

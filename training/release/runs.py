@@ -96,7 +96,10 @@ def run_key(run: Run, setting: Setting) -> str:
     else:
         values["subjects"] = (PROBE_SEEDS[setting.mode], PROBE_SUBJECTS)
     if run.kind == "fit":
-        kept = ("steps", "head_steps", "head_rate_factor", "batch_size", "foreground_share")
+        kept = (
+            *("steps", "head_steps", "head_rate_factor", "batch_size", "precision"),
+            "foreground_share",
+        )
         settings = asdict(setting.mode_settings)
         values["fit"] = {name: settings[name] for name in kept}
         values["points"] = settings["curve_points"] if run.curve else 0

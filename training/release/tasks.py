@@ -33,6 +33,7 @@ class ModeSettings:
     head_steps: int  # of these; the rest of the network is frozen meanwhile
     head_rate_factor: float  # of the learning rate in these
     batch_size: int
+    precision: str
     rates: tuple[float, ...]  # each arm takes its best on the kept-back training labels
     foreground_share: float
     seeds: Mapping[int, int]  # by share of the labels in percent
