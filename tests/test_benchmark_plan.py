@@ -59,12 +59,21 @@ def test_plans_have_every_row_and_task_of_the_papers_tables(name):
     trials = [plan.tables[table].trials for table in ("table_3", "table_4")]
     assert trials == [5, 5]
     for task in plan.tasks:
-        settings = plan.settings(task, 3)
+        settings = plan.settings(Run(3, task, "scratch"))
         assert (settings.learning_rate, settings.weight_decay, settings.seed) == (1e-3, 0.0, 3)
         assert (settings.train, settings.head_steps, settings.loss) == ("all", 0, "dice")
         assert settings.flip_axes == (0, 1, 2)
         assert settings.transpose
         assert not settings.intensities
+
+
+def test_a_network_may_have_a_precision_of_its_own():
+    plan = load_plan("benchmark_mini", ['networks.i3d.precision="bfloat16"'])
+    assert plan.settings(Run(0, "bts", "i3d")).precision == "bfloat16"
+    assert plan.settings(Run(0, "bts", "scratch")).precision == "float32"
+    assert plan.networks["i3d"] == load_plan("benchmark_mini").networks["i3d"]
+    with pytest.raises(ConfigError, match="precision"):
+        load_plan("benchmark_mini", ['networks.i3d.precision="int8"'])
 
 
 def test_a_run_that_several_tables_need_is_done_once():

@@ -71,7 +71,7 @@ class Bench:
         """Return everything that decides a run's result, as JSON values."""
         row, source = get_row(run.row), self.source(run.task)
         task_plan = self.plan.tasks[run.task]
-        settings = dataclasses.asdict(self.plan.settings(run.task, run.trial))
+        settings = dataclasses.asdict(self.plan.settings(run))
         pretraining = self.pretrained.get((run.row, run.task))
         config = {
             "version": VERSION,

@@ -92,6 +92,9 @@ class Plan:
     tables: dict[str, TablePlan]
     phantoms: PhantomPlan | None = None
     networks: dict[str, dict[str, Any]] = field(default_factory=dict)  # arguments by architecture
+    precisions: dict[str, str] = field(
+        default_factory=dict
+    )  # by architecture
     brought: dict[str, str] = field(default_factory=dict)  # row: model folder of the user's
     pretraining: dict[str, Any] = field(default_factory=dict)  # laid over every recipe
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)  # laid over one of them
@@ -124,9 +127,11 @@ class Plan:
         spacing = self.tasks[task].spacing
         return replace(self.preprocessing, spacing=spacing) if spacing else self.preprocessing
 
-    def settings(self, task: str, trial: int) -> FinetuneSettings:
-        """Return the settings of a trial: its number is the seed."""
-        return replace(self.tasks[task].settings, seed=trial)
+    def settings(self, run: Run) -> FinetuneSettings:
+        """Return the settings of a run: the trial's number is the seed."""
+        settings = self.tasks[run.task].settings
+        precision = self.precisions.get(get_row(run.row).network, settings.precision)
+        return replace(settings, seed=run.trial, precision=precision)
 
     def recipe(self, row: str, task: str | None = None) -> Recipe | None:
         """Return the recipe that pre-trains a row, with what this plan changes of it.
@@ -190,6 +195,8 @@ def _plan(values: Mapping[str, Any], file: Path) -> Plan:
     pretraining = dict(_table(values, "pretraining"))
     recipes = dict(pretraining.pop("recipes", {}))
     phantoms = values.get("phantoms")
+    networks = {name: dict(v) for name, v in _table(values, "networks").items()}
+    precisions = {name: v.pop("precision") for name, v in networks.items() if "precision" in v}
     return Plan(
         name=str(values.get("name", file.stem)),
         title=str(values.get("title", "")),
@@ -197,7 +204,8 @@ def _plan(values: Mapping[str, Any], file: Path) -> Plan:
         tasks={task: _task(get_task(task), values) for task in needed},
         tables=tables,
         phantoms=None if phantoms is None else build(PhantomPlan, phantoms, "phantoms"),
-        networks={name: dict(v) for name, v in _table(values, "networks").items()},
+        networks=networks,
+        precisions=build(dict[str, str], precisions, "precision in networks"),
         brought={
             name: build(str, row.get("weights"), f"rows.{name}.weights")
             for name, row in _brought(_table(values, "rows")).items()
@@ -241,6 +249,8 @@ def _table(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _check(plan: Plan) -> None:
     """Refuse what would fail hours later."""
+    for run in plan.runs():
+        plan.settings(run)
     if not plan.tables:
         raise ConfigError("Expected at least one table in [tables], got none.")
     for name, table in plan.tables.items():

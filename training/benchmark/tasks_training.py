@@ -67,7 +67,7 @@ def open_training(bench: Bench, run: Run, device: torch.device) -> TaskTraining:
 
 def _cubes(bench: Bench, run: Run, sides: Sides, device: torch.device) -> TaskTraining:
     del device  # predict runs where the model is
-    task, settings = TASKS[run.task], bench.plan.settings(run.task, run.trial)
+    task, settings = TASKS[run.task], bench.plan.settings(run)
     preprocessing = bench.plan.task_preprocessing(run.task)
     memory = int(bench.plan.memory_gib * GIB)
     trained = open_cases(sides.train, bench.prepared(run.task))
@@ -102,7 +102,7 @@ def _cubes(bench: Bench, run: Run, sides: Sides, device: torch.device) -> TaskTr
 
 
 def _candidates(bench: Bench, run: Run, sides: Sides, device: torch.device) -> TaskTraining:
-    plan, settings = bench.plan.tasks[run.task], bench.plan.settings(run.task, run.trial)
+    plan, settings = bench.plan.tasks[run.task], bench.plan.settings(run)
     folder = bench.prepared(run.task)
     table = read_table(bench.source(run.task).folder, plan.candidates, folder)
     trained = candidate_set(open_cases(sides.train, folder), table)
@@ -140,7 +140,7 @@ def _candidates(bench: Bench, run: Run, sides: Sides, device: torch.device) -> T
 
 
 def _scans(bench: Bench, run: Run, sides: Sides, device: torch.device) -> TaskTraining:
-    task, settings = TASKS[run.task], bench.plan.settings(run.task, run.trial)
+    task, settings = TASKS[run.task], bench.plan.settings(run)
     preprocessing = bench.plan.task_preprocessing(run.task)
     trained = open_cases(sides.train, bench.prepared(run.task))
     validating = open_cases(sides.validation, bench.prepared(run.task))

@@ -132,7 +132,7 @@ def fine_tune(
     Raises:
         Stopped: If a signal came.
     """
-    task, settings = TASKS[run.task], bench.plan.settings(run.task, run.trial)
+    task, settings = TASKS[run.task], bench.plan.settings(run)
     chosen = pick_device(device)
     torch.manual_seed(run.trial)  # what dropout draws
     training = open_training(bench, run, chosen)
