@@ -71,7 +71,7 @@ _ROWS = (
         architecture="unet3d",
         arguments={"width": 8, "out_channels": 12, "activation": None},
         summary="Organs of the chest in CT; fine-tuned on a model's labels of one scan",
-        sha256="5a21c789de971b5a2eae2309cfa1295ee0db6687a7d3cd08961c8f9c718effa9",
+        sha256="c7bcb0a05a5ca869d705b8112c4b13233360e094a4ab0068379b312de906d272",
         size=2407576,
     ),
     Weights(
