@@ -107,6 +107,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         tasks=chosen_tasks(read_tasks(options.tasks_file), options.tasks, mode),
         arms=find_arms(options.weights, options.siblings),
         root=options.work.resolve(),
+        kept=options.runs and options.runs.resolve(),
     )
     transfers = TRANSFERS[options.transfer or ("both" if options.develop else "full")]
     print(describe(setting, transfers, max(1, options.processes)), file=sys.stderr)
@@ -138,6 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tasks-file", type=Path, default=TASKS_FILE)
     parser.add_argument("--processes", type=int, default=2, help="at a time, one thread each")
     parser.add_argument("--work", type=Path, default=runs_folder() / "release")
+    parser.add_argument("--runs", type=Path, help="results of single runs (default: WORK/runs)")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and its time only")
     options = parser.parse_args(given)
     try:

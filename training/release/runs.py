@@ -60,6 +60,7 @@ class Setting:
     tasks: Tasks
     arms: Arms
     root: Path  # of data and results
+    kept: Path | None = None  # where results of runs are kept; None: under the root
 
     @property
     def mode_settings(self) -> ModeSettings:
@@ -73,7 +74,8 @@ class Setting:
 
 def result_file(run: Run, setting: Setting) -> Path:
     """Return where the result of a run is kept."""
-    return setting.root / "runs" / f"{run_key(run, setting)}.json"
+    folder = setting.kept or setting.root / "runs"
+    return folder / f"{run_key(run, setting)}.json"
 
 
 def probe_file(setting: Setting) -> Path:
