@@ -45,6 +45,7 @@ head_steps = 1
 head_rate_factor = 1
 batch_size = 1
 precision = "float32"
+class_weights = true
 rates = [1e-3, 1e-2]
 foreground_share = 0.5
 seeds = { 10 = 2, 100 = 2 }

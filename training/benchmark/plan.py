@@ -92,9 +92,7 @@ class Plan:
     tables: dict[str, TablePlan]
     phantoms: PhantomPlan | None = None
     networks: dict[str, dict[str, Any]] = field(default_factory=dict)  # arguments by architecture
-    precisions: dict[str, str] = field(
-        default_factory=dict
-    )  # by architecture
+    precisions: dict[str, str] = field(default_factory=dict)  # by architecture
     brought: dict[str, str] = field(default_factory=dict)  # row: model folder of the user's
     pretraining: dict[str, Any] = field(default_factory=dict)  # laid over every recipe
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)  # laid over one of them

@@ -6,6 +6,7 @@ alone, and choose nothing.
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -16,6 +17,7 @@ from training.release.scoring import score
 from training.release.tasks import ModeSettings, Task
 from universal_model_hub.fit.data.cases import LoadedCase
 from universal_model_hub.fit.training.loop import fit
+from universal_model_hub.fit.training.plan import class_weights
 from universal_model_hub.fit.training.sampling import CubeSampler
 from universal_model_hub.fit.training.settings import FinetuneSettings
 from universal_model_hub.fit.training.transfer import build_model
@@ -71,6 +73,8 @@ def fine_tune(
     )
     loaded = [LoadedCase(case.id, case.image[None], case.labels) for case in cases]
     sampler = CubeSampler(loaded, details, task.num_classes)
+    if settings.class_weights:
+        details = replace(details, class_weights=class_weights(sampler.voxels))
     stops = curve_steps(settings) if curve else []
     points: list[dict[str, float]] = []
     scoring_seconds = 0.0

@@ -22,7 +22,7 @@ from training.release.tasks import AXES, Mode, ModeSettings, Task, Tasks
 from universal_model_hub.errors import CheckpointError
 from universal_model_hub.files import parse_json, write_json
 
-VERSION = 2  # of what a run does: raise it when results would differ
+VERSION = 3  # of what a run does: raise it when results would differ
 KEPT_BACK = 1 / 3  # of the foreground of the training labels, where something is chosen
 PROBE_SEEDS = {"develop": 6201, "final": 6101}  # of the synthetic subjects of the cube probes
 PROBE_SUBJECTS = 12  # of each region
@@ -100,7 +100,7 @@ def run_key(run: Run, setting: Setting) -> str:
     if run.kind == "fit":
         kept = (
             *("steps", "head_steps", "head_rate_factor", "batch_size", "precision"),
-            "foreground_share",
+            *("foreground_share", "class_weights"),
         )
         settings = asdict(setting.mode_settings)
         values["fit"] = {name: settings[name] for name in kept}

@@ -36,6 +36,7 @@ class ModeSettings:
     precision: str
     rates: tuple[float, ...]  # each arm takes its best on the kept-back training labels
     foreground_share: float
+    class_weights: bool  # of the cross-entropy: those that umh finetune would plan
     seeds: Mapping[int, int]  # by share of the labels in percent
     sibling_seeds: int  # of the ablation's weights, at all labels
     frozen_seeds: int
