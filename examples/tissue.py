@@ -57,7 +57,7 @@ def compare(name: str, say: Callable[[str], None]) -> Comparison:
     """
     task, row = read_tasks().tasks[TASK], get_weights(name)
     cases = training_cases(task)
-    settings = FinetuneSettings(cube=task.cube, steps=STEPS, head_steps=8, learning_rate=3e-3)
+    settings = FinetuneSettings(cube=task.cube, steps=STEPS, head_steps=8, head_rate_factor=10)
     loaded = [LoadedCase(case.id, case.image[None], case.labels) for case in cases[:SLABS]]
     outcomes = {}
     for start, weights in (("pretrained", name), ("from scratch", None)):

@@ -74,7 +74,7 @@ def fine_tune(
     loaded = [LoadedCase(case.id, case.image[None], case.labels) for case in cases]
     sampler = CubeSampler(loaded, details, task.num_classes)
     if settings.class_weights:
-        details = replace(details, class_weights=class_weights(sampler.voxels))
+        details = replace(details, class_weights=class_weights(sampler.voxels.tolist()))
     stops = curve_steps(settings) if curve else []
     points: list[dict[str, float]] = []
     scoring_seconds = 0.0
