@@ -23,10 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from examples.drawing import draw_features, draw_labels, figure
+from examples.drawing import draw_labels, figure
 from examples.tissue import Comparison, compare, draw_curves
 from training.corpora.packaged import load_packaged
 from training.metrics import commit
+from training.release.feature_planes import draw_features
 from universal_model_hub import (
     Preprocessing,
     Volume,
@@ -179,11 +180,11 @@ def scan_sections(shown: list[Shown], labels: Volume, what: str, refusal: str) -
     return [
         "<h2>Two real scans and their features</h2>",
         figure(
-            lambda: draw_features(ct.volume, ct.maps.array, (-1000.0, 400.0)),
+            lambda: draw_features(ct.volume, {"features": ct.maps.array}, (-1000.0, 400.0)),
             "ct-chest-4, and the first three principal components of its features (level 1)",
         ),
         figure(
-            lambda: draw_features(mr.volume, mr.maps.array, None),
+            lambda: draw_features(mr.volume, {"features": mr.maps.array}, None),
             "mr-template-1 (MNI152), likewise",
         ),
         "<h2>Labels on the scan's own grid</h2>",
