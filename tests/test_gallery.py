@@ -30,7 +30,7 @@ def test_every_region_and_modality_has_a_mark_in_the_embedding():
     rng = np.random.default_rng(0)
     count = 32
     found = ProbeCubes(
-        rng.random((count, 8, 8, 8), np.float32),
+        rng.random((count, 16, 16, 16), np.float32),
         np.array(["CT", "MR"] * (count // 2)),
         np.array(["brain", "brain", "heart", "heart"] * (count // 4)),
         np.array([f"s{i}" for i in range(count)]),
