@@ -50,7 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument("--budget", type=duration, metavar="TIME", help="such as 10m or 2h")
     training.add_argument("--batch-size", type=int)
     training.add_argument("--cube", type=sides, metavar="X,Y,Z", help="voxels, multiples of 8")
-    training.add_argument("--spacing", type=millimeters, metavar="X,Y,Z", help="of the grid, mm")
+    training.add_argument(
+        "--spacing",
+        type=millimeters,
+        metavar="X,Y,Z",
+        help="of the grid, mm (default: by the data)",
+    )
     training.add_argument("--learning-rate", type=float, metavar="RATE")
     training.add_argument(
         "--tune-rate", action="store_true", help="try three learning rates first, in each arm alike"

@@ -94,8 +94,9 @@ def finetune(
         weights: Name or folder of weights to start from; None starts from scratch.
         transfer: ``full``, or ``encoder`` to start a U-Net's decoder afresh.
         compare_scratch: Train the same from scratch beside it, and report both.
-        spacing: (x, y, z) of the model grid in mm; None: that of the weights, for classification
-            coarser, so that whole scans fit.
+        spacing: (x, y, z) of the model grid in mm; None: that of the weights, or a coarser one
+            where a cube would see too little and the labels bear it; for classification so coarse
+            that whole scans fit.
         folds: Of a cross-validation by subject. The model is then trained on all cases, and the
             scores are those of the folds' models on the cases that each did not see.
         tune_rate: Try three learning rates on the validation part first, in each arm alike.

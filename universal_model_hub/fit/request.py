@@ -1,6 +1,6 @@
 """What a user asks a fine-tuning for, and what will be done: ``--check`` shows it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,14 @@ from universal_model_hub.errors import ConfigError
 from universal_model_hub.fit.data.cases import SPLITS, CaseSet, Finding, Task
 from universal_model_hub.fit.data.check import cache_bytes, check_cases, raise_if_bad
 from universal_model_hub.fit.data.data_report import DataReport
+from universal_model_hub.fit.data.grid import Grid, segmentation_grid
 from universal_model_hub.fit.data.layouts import read_cases
 from universal_model_hub.fit.data.splits import split_cases
-from universal_model_hub.fit.training.plan import classification_spacing, plan_settings
+from universal_model_hub.fit.training.plan import (
+    classification_spacing,
+    cube_voxels,
+    plan_settings,
+)
 from universal_model_hub.fit.training.settings import FinetuneSettings
 from universal_model_hub.hub import LocalModel, resolve_model
 from universal_model_hub.preprocess import Preprocessing
@@ -38,7 +43,7 @@ class Request:
     weights: str | Path | None = DEFAULT_WEIGHTS  # None: from scratch
     transfer: str = "full"  # or "encoder": a U-Net's decoder then starts fresh
     compare_scratch: bool = False
-    spacing: tuple[float, float, float] | None = None  # of the model grid, mm; None: the weights'
+    spacing: tuple[float, float, float] | None = None  # of the model grid, mm; None: by the data
     folds: int = 0  # of a cross-validation beside the model; 0: none
     tune_rate: bool = False  # try three learning rates on the validation part, in every arm alike
     budget_seconds: float | None = None
@@ -83,6 +88,7 @@ class Plan:
     weights_sha256: str | None
     preprocessing: Preprocessing
     settings: FinetuneSettings
+    labels_kept: float | None = None  # Dice of labels after the grid, where it was chosen by them
 
     @property
     def num_classes(self) -> int:
@@ -123,7 +129,12 @@ class Plan:
             "cases": sides,
             "scored on": "every fourth slab of the scan" if self.within_subject else judged,
             "starts from": ", ".join(str(w or "scratch") for w in self.arms.values()),
-            "model grid": f"{self.preprocessing.spacing} mm",
+            "model grid": f"{self.preprocessing.spacing} mm"
+            + (
+                ""
+                if self.labels_kept is None
+                else f", on which labels keep a Dice of {self.labels_kept:.2f}"
+            ),
             "cube": " x ".join(map(str, settings.cube)) + " voxels",
             "training": f"{settings.steps} steps of {settings.batch_size} cubes ({cubes:,} in "
             f"all), rate {settings.learning_rate:g}, {settings.precision}",
@@ -199,12 +210,15 @@ def draft_plan(
         )
         return None, replace(report, findings=(*report.findings, finding))
     shape = report.median_shape
-    if data.task == "classification" and request.spacing is None:
-        spacing = classification_spacing(shape, preprocessing.spacing or report.median_spacing_mm)
-        factors = np.array(preprocessing.spacing or report.median_spacing_mm) / spacing
+    kept = None
+    if request.spacing is None:
+        own = preprocessing.spacing or report.median_spacing_mm
+        grid = _grid(request, data, own, shape, device)
+        factors = np.array(own) / grid.spacing
         x, y, z = (max(1, round(float(side))) for side in shape * factors)
-        shape = (x, y, z)
-        preprocessing = replace(preprocessing, spacing=spacing)
+        if grid.spacing != own:
+            shape, kept = (x, y, z), grid.labels_kept
+            preprocessing = replace(preprocessing, spacing=grid.spacing)
     numbers, classes = _classes(data, report)
     voxels = [report.label_voxels.get(0, 0), *(report.label_voxels[v] for v in numbers)]
     settings = plan_settings(data.task, shape, voxels, device, request.settings or {})
@@ -219,8 +233,24 @@ def draft_plan(
         weights_sha256=digest,
         preprocessing=preprocessing,
         settings=settings,
+        labels_kept=kept,
     )
     return plan, report
+
+
+def _grid(
+    request: Request,
+    data: CaseSet,
+    spacing: tuple[float, float, float],
+    shape: Sequence[int],
+    device: torch.device,
+) -> Grid:
+    """Choose the spacing of the model grid, from that of the weights or of the scans up."""
+    if data.task == "classification":
+        return Grid(classification_spacing(shape, spacing))
+    given = (request.settings or {}).get("cube")
+    side = max(given) if given else round(cube_voxels(device) ** (1 / 3))
+    return segmentation_grid(data.of("train"), spacing, shape, side)
 
 
 def _weights(request: Request) -> tuple[ModelConfig | None, str | None]:

@@ -62,13 +62,18 @@ def plan_settings(
         "precision": "bfloat16" if on_gpu else "float32",
     }
     if task == "segmentation":
-        planned["cube"] = cube_for(shape, GPU_VOXELS if on_gpu else CPU_VOXELS)
+        planned["cube"] = cube_for(shape, cube_voxels(device))
         planned["class_weights"] = class_weights(class_voxels)
         planned["foreground_share"] = 0.6
     else:
         planned["cube"] = cube_for(shape, 4 * SCAN_VOXELS)
         planned["batch_size"] = 4
     return FinetuneSettings(**{**planned, **given})
+
+
+def cube_voxels(device: torch.device) -> int:
+    """Return about how many voxels a segmentation cube has on a device."""
+    return GPU_VOXELS if device.type == "cuda" else CPU_VOXELS
 
 
 def cube_for(shape: Sequence[int], voxels: int) -> tuple[int, int, int]:
