@@ -14,6 +14,8 @@ from universal_model_hub.preprocess.settings import Preprocessing
 from universal_model_hub.resample import MAX_BYTES, resample
 from universal_model_hub.volume import Volume
 
+CONSTANT = 1e-5  # a range this small a part of the values is rounding of the spline, no structure
+
 
 def preprocess(
     volume: Volume,
@@ -127,7 +129,7 @@ def _scale(cube: Tensor, clip: tuple[float, float], rescale: str) -> tuple[float
     refuse_nan(bool(cube.sum(dtype=torch.float64).isnan()))
     if rescale == "volume":
         low, high = (float(extreme) for extreme in torch.aminmax(cube))
-        if low == high:
+        if high - low <= CONSTANT * max(abs(low), abs(high)):
             cube.zero_()
             return low, high
     cube.sub_(low).div_(high - low).clamp_(0, 1)
