@@ -26,6 +26,7 @@ from training.release.tasks import Task, read_tasks
 from universal_model_hub.files import write_json
 from universal_model_hub.fit.data.cases import LoadedCase
 from universal_model_hub.fit.training.loop import fit
+from universal_model_hub.fit.training.plan import HEAD_RATE_FACTOR
 from universal_model_hub.fit.training.sampling import CubeSampler
 from universal_model_hub.fit.training.settings import FinetuneSettings
 from universal_model_hub.fit.training.transfer import build_model
@@ -33,7 +34,6 @@ from universal_model_hub.fit.training.transfer import build_model
 ROOT = Path(__file__).parent.parent
 TASKS = ("develop_heart_ct", "develop_brain_mr")
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
-HEAD_RATE_FACTOR = 10.0  # of both arms
 KEPT_BACK = 3  # of ten training subjects, to choose the rate on
 TUNING_SEED = 100
 

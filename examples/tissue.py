@@ -14,6 +14,7 @@ from training.release.tasks import read_tasks
 from universal_model_hub import get_weights
 from universal_model_hub.fit.data.cases import LoadedCase
 from universal_model_hub.fit.training.loop import fit
+from universal_model_hub.fit.training.plan import HEAD_RATE_FACTOR
 from universal_model_hub.fit.training.sampling import CubeSampler
 from universal_model_hub.fit.training.settings import FinetuneSettings
 from universal_model_hub.fit.training.transfer import build_model
@@ -57,7 +58,9 @@ def compare(name: str, say: Callable[[str], None]) -> Comparison:
     """
     task, row = read_tasks().tasks[TASK], get_weights(name)
     cases = training_cases(task)
-    settings = FinetuneSettings(cube=task.cube, steps=STEPS, head_steps=8, head_rate_factor=10)
+    settings = FinetuneSettings(
+        cube=task.cube, steps=STEPS, head_steps=8, head_rate_factor=HEAD_RATE_FACTOR
+    )
     loaded = [LoadedCase(case.id, case.image[None], case.labels) for case in cases[:SLABS]]
     outcomes = {}
     for start, weights in (("pretrained", name), ("from scratch", None)):

@@ -214,9 +214,11 @@ def draft_plan(
     if request.spacing is None:
         own = preprocessing.spacing or report.median_spacing_mm
         grid = _grid(request, data, own, shape, device)
-        factors = np.array(own) / grid.spacing
-        x, y, z = (max(1, round(float(side))) for side in shape * factors)
-        if grid.spacing != own:
+        # Weights of native spacing keep it for a segmentation, unless a coarser grid was chosen.
+        if data.task == "classification" or grid.spacing != own:
+            x, y, z = (
+                max(1, round(float(side))) for side in np.multiply(shape, own) / grid.spacing
+            )
             shape, kept = (x, y, z), grid.labels_kept
             preprocessing = replace(preprocessing, spacing=grid.spacing)
     numbers, classes = _classes(data, report)

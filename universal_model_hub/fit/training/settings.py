@@ -35,9 +35,7 @@ class FinetuneSettings:
     train: Trained = "all"
     head_steps: int = 30  # the first ones, with all but the head frozen
     head_rate_factor: float = 1.0  # of the learning rate in these steps, which have no warm-up
-    freeze_normalization: float = (
-        0.0  # share of the steps, the last ones, with batch norm as in use
-    )
+    freeze_normalization: float = 0.0  # share of the steps, the last ones, with fixed batch norm
     learning_rate: float = 1e-3
     layer_decay: float = 1.0  # factor of the rate from one depth to the next below the head
     lora_rank: int | None = None  # of train="lora"; None: the largest under 5 % of the parameters
