@@ -12,6 +12,7 @@ import argparse
 import shlex
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from training.release.probes import probe_cubes
 from training.release.runs import PROBE_SEEDS, PROBE_SUBJECTS, Run, Setting, probe_file
 from training.release.summary import summary
 from training.release.tasks import TASKS_FILE, Mode, Tasks, read_tasks
+from universal_model_hub.assemble import torch_device
 from universal_model_hub.errors import ConfigError, UniversalModelError
 from universal_model_hub.fit.training.hardware import hardware
 
@@ -58,6 +60,7 @@ def evaluate(setting: Setting, transfers: tuple[str, ...], *, processes: int) ->
     return {
         "mode": setting.mode,
         "runs": len(results),
+        "runs_on": dict(Counter(result.get("hardware", "unknown") for result in results.values())),
         "process_hours": sum(result["total_seconds"] for result in results.values()) / 3600,
         "weights": [
             {"name": arm.name, "sha256": arm.sha256, "sibling": arm.sibling}
@@ -78,7 +81,7 @@ def facts(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, An
     return {
         "command": "python -m training.release.evaluate " + shlex.join(_public(arguments)),
         "commit": commit(),
-        "hardware": hardware(torch.device("cpu")) | {"threads": 1},
+        "hardware": hardware(torch.device(options.device)) | {"threads": 1},
         "processes": options.processes,
         "transfer": options.transfer,
     }
@@ -108,6 +111,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         arms=find_arms(options.weights, options.siblings),
         root=options.work.resolve(),
         kept=options.runs and options.runs.resolve(),
+        device=str(torch_device(options.device)),
     )
     transfers = TRANSFERS[options.transfer or ("both" if options.develop else "full")]
     print(describe(setting, transfers, max(1, options.processes)), file=sys.stderr)
@@ -138,6 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help="only these")
     parser.add_argument("--tasks-file", type=Path, default=TASKS_FILE)
     parser.add_argument("--processes", type=int, default=2, help="at a time, one thread each")
+    parser.add_argument("--device", default="cpu", help="of fine-tuning: cpu or cuda")
     parser.add_argument("--work", type=Path, default=runs_folder() / "release")
     parser.add_argument("--runs", type=Path, help="results of single runs (default: WORK/runs)")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and its time only")

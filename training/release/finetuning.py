@@ -34,6 +34,7 @@ def fine_tune(
     rate: float,
     seed: int,
     curve: bool,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Fine-tune an arm on a task and score it.
 
@@ -47,6 +48,7 @@ def fine_tune(
         rate: Learning rate.
         seed: Of what is new in the network, and of the cubes: arms of one seed see the same ones.
         curve: Score at ``settings.curve_points`` steps on the way, too.
+        device: ``cpu`` or ``cuda``; scores are computed there, too.
 
     Returns:
         What ``score`` returns at the last step, ``seconds`` of training alone, the mean ``loss`` of
@@ -90,7 +92,7 @@ def fine_tune(
             scoring_seconds += time.monotonic() - began
 
     began = time.monotonic()
-    losses = fit(model, sampler, details, after_step=after_step).losses
+    losses = fit(model, sampler, details, device=device, after_step=after_step).losses
     seconds = time.monotonic() - began - scoring_seconds
     result = score(as_trained(model), judged, task.num_classes)
     if curve:

@@ -38,7 +38,8 @@ def markdown(result: Mapping[str, Any], picture: str, notes: str) -> str:
         "",
         f"Written by `{result['command']}` at commit {result['commit'][:12]}: "
         f"{result['runs']} runs, {result['process_hours']:.1f} hours of single processes, "
-        f"{result['processes']} at a time on {machine['processor']} ({machine['cores']} cores).",
+        f"{result['processes']} at a time on {machine['processor']} ({machine['cores']} cores)."
+        + runs_on(result.get("runs_on", {})),
         "",
         "Dice on each task's test cases, mean and standard deviation over seeds. Both arms of a "
         "pair take the same steps, the same cubes and the same new head; each has its "
@@ -57,6 +58,13 @@ def markdown(result: Mapping[str, Any], picture: str, notes: str) -> str:
         lines += [f"**{len(result['failures'])} runs failed** and are missing above:", ""]
         lines += [f"- {f['run']}: {f['problem']}" for f in result["failures"]] + [""]
     return "\n".join([*lines, NOTES]) + "\n" + notes
+
+
+def runs_on(counts: Mapping[str, int]) -> str:
+    """Say which runs were made on what, where it was not one processor throughout."""
+    if len(counts) < 2:
+        return ""
+    return " Runs by what they ran on: " + ", ".join(f"{n} {d}" for d, n in counts.items()) + "."
 
 
 def task_lines(task: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,8 @@
 """One run of the evaluation: what it is, the name of its result file, and doing it.
 
 A result is kept under a hash of everything that decides it (task, settings, weights, seed), so that
-the same command goes on where it stopped, and weights seen before are not evaluated again.
+the same command goes on where it stopped, and weights seen before are not evaluated again. The
+hardware does not decide it in this sense (it changes the last digits): it is recorded.
 """
 
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from training.release.arms import HAND, Arm, Arms
 from training.release.data import TaskData, fingerprint, open_task
@@ -21,6 +23,7 @@ from training.release.scoring import score
 from training.release.tasks import AXES, Mode, ModeSettings, Task, Tasks
 from universal_model_hub.errors import CheckpointError
 from universal_model_hub.files import parse_json, write_json
+from universal_model_hub.fit.training.hardware import hardware
 
 VERSION = 3  # of what a run does: raise it when results would differ
 KEPT_BACK = 1 / 3  # of the foreground of the training labels, where something is chosen
@@ -61,6 +64,7 @@ class Setting:
     arms: Arms
     root: Path  # of data and results
     kept: Path | None = None  # where results of runs are kept; None: under the root
+    device: str = "cpu"  # of fine-tuning; probes run on the CPU
 
     @property
     def mode_settings(self) -> ModeSettings:
@@ -140,7 +144,12 @@ def execute(run: Run, setting: Setting) -> dict[str, Any]:
             "data_sha256": data.sha256,
             "test_subjects": data.test_subjects,
         }
-    result = {"run": asdict(run), **result, "total_seconds": time.monotonic() - started}
+    result = {
+        "run": asdict(run),
+        **result,
+        "total_seconds": time.monotonic() - started,
+        "hardware": _hardware_of(run, setting),
+    }
     path = result_file(run, setting)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, result)
@@ -163,6 +172,11 @@ def kept_back(task: Task, cases: list[GridCase]) -> tuple[list[GridCase], list[G
     return fit_on, judge
 
 
+def _hardware_of(run: Run, setting: Setting) -> str:
+    facts = hardware(torch.device(setting.device if run.kind == "fit" else "cpu"))
+    return str(facts.get("gpu", facts["processor"]))
+
+
 def _fit(run: Run, setting: Setting, task: Task, data: TaskData) -> dict[str, Any]:
     cases, judged = annotated(task, data, run.share), list(data.test)
     if run.part == "tuning":
@@ -177,6 +191,7 @@ def _fit(run: Run, setting: Setting, task: Task, data: TaskData) -> dict[str, An
         rate=run.rate,
         seed=run.seed,
         curve=run.curve,
+        device=setting.device,
     )
 
 
