@@ -568,6 +568,11 @@ def test_a_failing_run_stops_no_other_and_is_tried_again(tiny, capsys):
     assert len(failures) == 1
 
 
+def test_a_result_is_found_again_whatever_device_made_it(tiny):
+    run = Run(kind="fit", task="tiny", arm="ours", seed=0)
+    assert result_file(run, replace(tiny, device="cuda")) == result_file(run, tiny)
+
+
 def test_a_damaged_result_is_named(tiny):
     run = Run(kind="fit", task="tiny", arm="ours", seed=0)
     path = result_file(run, tiny)
@@ -663,6 +668,7 @@ def test_the_page_names_seeds_subjects_and_failures_and_keeps_notes(tiny, tmp_pa
         "hardware": {"processor": "a chip", "cores": 2},
         "processes": 2,
         "runs": len(results),
+        "runs_on": {"a chip": 3, "a GPU": 5},
         "process_hours": 1.0,
         **summary(tiny, results, ("full",), rates),
         "failures": [evaluate.failure(run, text) for run, text in failures.items()],
@@ -674,6 +680,7 @@ def test_the_page_names_seeds_subjects_and_failures_and_keeps_notes(tiny, tmp_pa
     text = page.read_text()
     assert "Test subjects: n = 1" in text
     assert "over seeds" in text
+    assert "3 a chip, 5 a GPU." in text
     assert "| 10 % (1) | ours, full | 0.01 | 2 |" in text
     assert "**+0.100 [+0.100, +0.100]**" in text
     assert "(one seed)" in text

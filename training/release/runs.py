@@ -2,7 +2,8 @@
 
 A result is kept under a hash of everything that decides it (task, settings, weights, seed), so that
 the same command goes on where it stopped, and weights seen before are not evaluated again. The
-hardware does not decide it in this sense (it changes the last digits): it is recorded.
+hardware is recorded and not hashed: it rounds otherwise, which 500 steps can amplify as far as
+another seed would, but favors no arm.
 """
 
 import time
