@@ -251,7 +251,7 @@ def test_a_run_killed_at_any_moment_ends_bitwise_as_an_uninterrupted_one(
     seconds = time.monotonic() - began
     rng = np.random.default_rng(0)
     command = [*start, *command_of(folders, weights, tmp_path / "parts")]
-    for share in (*rng.uniform(0.3, 0.95, 5), None):
+    for share in (*rng.uniform(0.3, 0.95, 5), None):  # now and then the last comes to its end
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
         try:
             _, told = process.communicate(timeout=None if share is None else share * seconds)
@@ -281,6 +281,48 @@ def test_two_processes_train_one_model_and_the_first_reports_it(tmp_path, folder
     assert done.stdout.count("Judged on") == 1
     assert umh.load_segmenter(out).head_trained
     assert not (out / "work").exists()
+
+
+def test_the_same_run_once_more_finds_itself_done_and_another_is_refused(
+    tmp_path, folders, weights
+):
+    # As after a kill between the last file and the end of the process, or while it tidied up.
+    options = {**folders, "weights": weights, "progress": False, **QUICK}
+    out = tmp_path / "out"
+    first = finetune(out, **options)
+    kept = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    (out / "work" / "cache").mkdir(parents=True)
+    again = finetune(out, **options)
+    assert (first.is_new, again.is_new) == (True, False)
+    assert again.metrics == first.metrics
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == kept
+    with pytest.raises(ConfigError, match=r"holds model\.safetensors"):
+        finetune(out, **{**options, "seed": 1})
+    for part in folders.values():
+        (part / "case3.nii.gz").unlink()
+    write_case(tmp_path, "case3", 7)  # other data under the same name
+    with pytest.raises(ConfigError, match=r"holds model\.safetensors"):
+        finetune(out, **options)
+    assert finetune(out, **options, force=True).is_new
+
+
+def test_an_old_model_beside_new_metrics_is_not_taken_for_the_end_of_a_run(
+    tmp_path, folders, weights, monkeypatch
+):
+    options = {**folders, "weights": weights, "progress": False, **QUICK}
+    finetune(tmp_path / "out", **options)
+    before = weights_of(tmp_path / "out")
+
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr("universal_model_hub.fit.outcome.save_pretrained", stop)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(tmp_path / "out", **options, seed=2, force=True)
+    assert weights_of(tmp_path / "out") == before
+    assert finetune(tmp_path / "out", **options, seed=2).is_new
+    assert weights_of(tmp_path / "out") != before
 
 
 def test_a_run_stopped_while_it_tidied_up_is_brought_to_its_end(

@@ -102,7 +102,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(result.text())
     if not args.quiet:
-        messages.say(f"wrote {result.folder}: open {result.folder / 'report.html'}")
+        done = "wrote" if result.is_new else "this very run had ended before (--force repeats it):"
+        messages.say(f"{done} {result.folder}: open {result.folder / 'report.html'}")
     return 0
 
 

@@ -22,7 +22,7 @@ from universal_model_hub.fit.data.check import check_space
 from universal_model_hub.fit.data.prepare import data_sha256
 from universal_model_hub.fit.outcome import write_outcome
 from universal_model_hub.fit.request import DEFAULT_WEIGHTS, Plan, Request, make_plan
-from universal_model_hub.fit.stages import prepare_all, run_plan, sides
+from universal_model_hub.fit.stages import run_plan, sides
 from universal_model_hub.fit.training.checkpoint import config_differences, run_lock
 from universal_model_hub.fit.training.engine import (
     Process,
@@ -35,6 +35,7 @@ from universal_model_hub.fit.training.plan import seconds_a_step, steps_within, 
 from universal_model_hub.saving import FILES
 
 WORK, PLAN = "work", "plan.json"  # of an unfinished run
+METRICS = "metrics.json"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class FinetuneResult:
 
     folder: Path  # a model folder, with report.html, metrics.json, metrics.csv and split.csv
     metrics: Mapping[str, Any]  # what metrics.json holds
+    is_new: bool = True  # False: the same run had ended in this folder before
 
     def text(self) -> str:
         """Return the scores as a table for a terminal."""
@@ -102,7 +104,8 @@ def finetune(
         tune_rate: Try three learning rates on the validation part first, in each arm alike.
         budget_seconds: Choose the number of steps so that all of it takes about so long.
         device: ``auto``, ``cpu`` or ``cuda``; several processes come from ``torchrun``.
-        force: Replace a model in ``output``, and forget an unfinished run there.
+        force: Replace a model in ``output``, and forget an unfinished run there. Without it the
+            model of the very same run is left as it is, and its result returned.
         progress: Show bars on stderr.
         **settings: Fields of ``FinetuneSettings``; what is left out adapts to the data.
 
@@ -145,6 +148,12 @@ def run_request(
     plan = make_plan(request, process.device, progress=progress)
     began = time.monotonic()
     work = output / WORK
+    if not force:
+        if (metrics := finished_metrics(plan, output)) is not None:
+            if process.is_main:
+                shutil.rmtree(work, ignore_errors=True)
+            return FinetuneResult(output, metrics, is_new=False)
+        refuse_model(output)
     if process.is_main:
         start_work(plan, work, force=force)
     wait_for_all(process)
@@ -166,33 +175,66 @@ def run_request(
             arms,
             output,
             process,
-            data_sha256=data_sha256(prepare_all(plan, plan.data.cases, work)),
+            data_sha256=data_sha256(plan.data.cases, plan.data, plan.preprocessing, plan.numbers),
             seconds=time.monotonic() - began,
         )
         shutil.rmtree(work)
     wait_for_all(process)
-    return FinetuneResult(output, parse_json((output / "metrics.json").read_bytes()))
+    return FinetuneResult(output, parse_json((output / METRICS).read_bytes()))
 
 
 def check_output(output: Path, *, force: bool) -> None:
-    """Refuse an output folder that could not be written or holds a model.
-
-    A model beside an unfinished run is that run's own: it was stopped while it tidied up.
+    """Refuse an output folder that could not be written, or holds a model of other origin.
 
     Raises:
         ConfigError: If so.
     """
     if output.exists() and not output.is_dir():
         raise ConfigError(f"Expected a folder for the model, {output} is a file. Choose another.")
+    if not force and not (output / METRICS).is_file():
+        refuse_model(output)
+    nearest = next(folder for folder in (output, *output.resolve().parents) if folder.exists())
+    if not os.access(nearest, os.W_OK):
+        raise ConfigError(f"Expected a folder that can be written, got {nearest}.")
+
+
+def refuse_model(output: Path) -> None:
+    """Refuse a folder that holds a model, but for one in which a run is unfinished.
+
+    Raises:
+        ConfigError: If so.
+    """
     there = [name for name in FILES if (output / name).exists()]
-    if there and not force and not (output / WORK / PLAN).is_file():
+    if there and not (output / WORK / PLAN).is_file():
         raise ConfigError(
             f"The folder {output} holds {', '.join(there)} already. Choose another, or pass force "
             "(--force) to replace it."
         )
-    nearest = next(folder for folder in (output, *output.resolve().parents) if folder.exists())
-    if not os.access(nearest, os.W_OK):
-        raise ConfigError(f"Expected a folder that can be written, got {nearest}.")
+
+
+def finished_metrics(plan: Plan, output: Path) -> Mapping[str, Any] | None:
+    """Return the metrics of the same run if it ended in this folder; None if it did not.
+
+    A run can be stopped when its model is written and its process is still there: repeated, it
+    has nothing left to do. The same is the same plan, the same data and the model of these metrics.
+    """
+    try:
+        metrics = parse_json((output / METRICS).read_bytes())
+        origin = metrics["provenance"]
+        written = parse_json((output / "config.json").read_bytes())["provenance"]
+        if plan.request.budget_seconds is not None:
+            steps = int(metrics["plan"]["settings"]["steps"])  # found by timing, once
+            plan = replace(plan, settings=with_steps(plan.settings, steps))
+        found = data_sha256(plan.data.cases, plan.data, plan.preprocessing, plan.numbers)
+        same = (
+            all((output / name).is_file() for name in FILES)
+            and not config_differences(metrics["plan"], plan.to_json())
+            and origin["data_sha256"] == found
+            and all(written.get(name) == value for name, value in origin.items())
+        )
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None  # no such files, or of other origin
+    return metrics if same else None
 
 
 def start_work(plan: Plan, work: Path, *, force: bool) -> None:

@@ -35,7 +35,6 @@ class Prepared:
     case: Case
     image: Path  # .npy: (C, X, Y, Z) float32 in [0, 1]
     labels: Path | None  # .npy: (X, Y, Z) int16; of classification None
-    sha256: str  # of the case's files and all that was done to them
 
     def loaded(self) -> LoadedCase:
         """Return the case for a ``CubeSampler``, memory-mapped."""
@@ -73,24 +72,18 @@ def prepare_cases(
     folder.mkdir(parents=True, exist_ok=True)
     found = []
     for case in tqdm(cases, desc="preparing", unit="case", disable=not progress):
-        made: dict[str, Any] = {
-            "images": [sha256_of(path) if path.is_file() else path.name for path in case.images],
-            "modalities": list(data.modalities),
-            "preprocessing": preprocessing.to_json(),
-        }
-        image = folder / f"image-{_key(made)}.npy"
+        image_key, key = _keys(case, data, preprocessing, numbers, part)
+        image = folder / f"image-{image_key}.npy"
         record_file = image.with_suffix(".json")
         if not (image.is_file() and record_file.is_file()):
             _write_image(case, data, preprocessing, image, record_file)
         labels = None
         if case.labels is not None:
-            made |= {"labels": sha256_of(case.labels), "numbers": sorted(numbers.items())}
-            made["part"] = part
-            labels = folder / f"labels-{_key(made)}.npy"
+            labels = folder / f"labels-{key}.npy"
             if not labels.is_file():
                 record = PreprocessRecord.from_json(parse_json(record_file.read_bytes()))
                 _write_labels(case, numbers, record, part, labels)
-        found.append(Prepared(case, image, labels, _key(made)))
+        found.append(Prepared(case, image, labels))
     return found
 
 
@@ -140,9 +133,21 @@ def only_part(array: np.ndarray, labels: Volume, part: Part) -> np.ndarray:
     return np.where(kept == (part == "kept_back"), array, np.int16(NOT_ANNOTATED))
 
 
-def data_sha256(prepared: Sequence[Prepared]) -> str:
-    """Return one hash of all cases, whatever their order."""
-    return hashlib.sha256("\n".join(sorted(p.sha256 for p in prepared)).encode()).hexdigest()
+def data_sha256(
+    cases: Sequence[Case],
+    data: CaseSet,
+    preprocessing: Preprocessing,
+    numbers: Mapping[int, int],
+) -> str:
+    """Return one hash of the files of all cases and all that is done to them, whatever their order.
+
+    Nothing is prepared for it.
+    """
+    keys = [
+        f"{_keys(case, data, preprocessing, numbers, 'all')[1]} {case.target or ''}"
+        for case in cases
+    ]
+    return hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()
 
 
 def _write_image(
@@ -168,6 +173,26 @@ def _write_labels(
 def _save(path: Path, array: np.ndarray) -> None:
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         np.save(stream, array, allow_pickle=False)
+
+
+def _keys(
+    case: Case,
+    data: CaseSet,
+    preprocessing: Preprocessing,
+    numbers: Mapping[int, int],
+    part: Part,
+) -> tuple[str, str]:
+    """Return the hashes that name a case's prepared image, and image and labels together."""
+    made: dict[str, Any] = {
+        "images": [sha256_of(path) if path.is_file() else path.name for path in case.images],
+        "modalities": list(data.modalities),
+        "preprocessing": preprocessing.to_json(),
+    }
+    image = _key(made)
+    if case.labels is not None:
+        made |= {"labels": sha256_of(case.labels), "numbers": sorted(numbers.items())}
+        made["part"] = part
+    return image, _key(made)
 
 
 def _key(made: Mapping[str, Any]) -> str:
