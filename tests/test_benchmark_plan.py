@@ -1,6 +1,7 @@
 """Plans of the benchmark: which runs there are, how they are named, what stops before training."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +21,7 @@ from training.benchmark.sources import (
     refuse_test_cases,
     stored_split,
 )
-from training.benchmark.stages import of_shard
+from training.benchmark.stages import of_shard, refuse_emulated
 from training.benchmark.tasks import TASKS
 from training.config import load_recipe
 from training.corpora import get_corpus
@@ -75,6 +76,16 @@ def test_a_network_may_have_a_precision_of_its_own():
     assert plan.networks["unet3d"] == {"width": 8}
     with pytest.raises(ConfigError, match="precision"):
         load_plan("benchmark_mini", ['networks.i3d.precision="int8"'])
+
+
+def test_bfloat16_that_a_processor_would_emulate_is_refused_with_what_to_set(monkeypatch):
+    monkeypatch.setattr("universal_model_hub.devices.cpu_has_bfloat16", lambda: False)
+    with pytest.raises(ConfigError, match=r"AVX-512.*--set 'networks\.unet3d") as caught:
+        refuse_emulated(load_plan("benchmark_mini"), ["cpu"])
+    settings = re.findall("--set '(.+?)'", str(caught.value))
+    refuse_emulated(load_plan("benchmark_mini", settings), ["cpu"])
+    refuse_emulated(load_plan("benchmark_mini"), ["cuda:0"])
+    refuse_emulated(load_plan("benchmark_smoke"), ["cpu"])
 
 
 def test_a_run_that_several_tables_need_is_done_once():

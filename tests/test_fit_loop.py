@@ -16,7 +16,7 @@ from universal_model_hub.fit.data.cases import LoadedCase, LoadedScan
 from universal_model_hub.fit.training.engine import (
     Process,
     StopRequest,
-    refuse_small_bfloat16,
+    refuse_unfit_bfloat16,
 )
 from universal_model_hub.fit.training.loop import Batches, fit
 from universal_model_hub.fit.training.losses import batch_loss, dice_loss
@@ -251,13 +251,23 @@ def test_two_processes_end_with_the_same_weights(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_bfloat16_is_refused_on_a_cpu_where_maps_would_be_too_small():
+def test_bfloat16_is_refused_on_a_cpu_that_only_emulates_it(monkeypatch):
+    monkeypatch.setattr("universal_model_hub.devices.cpu_has_bfloat16", lambda: False)
+    settings = replace(SETTINGS, cube=(32, 32, 32), precision="bfloat16")
+    with pytest.raises(ConfigError, match=r"AVX-512.*Use float32"):
+        fit(new_model(), CubeSampler([ball_case()], settings, 2), settings)
+    refuse_unfit_bfloat16(torch.device("cuda"), "bfloat16", (32, 32, 32))
+    refuse_unfit_bfloat16(torch.device("cpu"), "float32", (32, 32, 32))
+
+
+def test_bfloat16_is_refused_on_a_cpu_where_maps_would_be_too_small(monkeypatch):
+    monkeypatch.setattr("universal_model_hub.devices.cpu_has_bfloat16", lambda: True)
     settings = replace(SETTINGS, cube=(32, 32, 16), precision="bfloat16")
     model = new_model()
     before = [p.clone() for p in model.parameters()]
     with pytest.raises(ConfigError, match=r"at least 24 voxels.*\[32, 32, 16\].*float32"):
         fit(model, CubeSampler([ball_case()], settings, 2), settings)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-    refuse_small_bfloat16(torch.device("cpu"), "bfloat16", (24, 24, 24))
-    refuse_small_bfloat16(torch.device("cpu"), "float32", (8, 8, 8))
-    refuse_small_bfloat16(torch.device("cuda"), "bfloat16", (8, 8, 8))
+    refuse_unfit_bfloat16(torch.device("cpu"), "bfloat16", (24, 24, 24))
+    refuse_unfit_bfloat16(torch.device("cpu"), "float32", (8, 8, 8))
+    refuse_unfit_bfloat16(torch.device("cuda"), "bfloat16", (8, 8, 8))

@@ -27,6 +27,7 @@ from training.release.frozen import (
 )
 from training.release.handmade import HandFeatures, blurred, derivatives, soft_histogram
 from training.release.page import markdown, write_report
+from training.release.plan import tuning_runs
 from training.release.pool import left, run_all
 from training.release.probes import cube_accuracy, probe_cubes, structure_accuracy
 from training.release.rows import release_rows
@@ -739,6 +740,23 @@ def test_a_dry_run_reads_no_scan(tiny, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(scans, name, pytest.fail)
     assert evaluate.main(["--weights", "somewhere", "--dry-run"]) == 0
     assert "in all about" in capsys.readouterr().err
+
+
+def test_fits_that_a_processor_would_emulate_are_refused_and_known_ones_are_read(
+    tiny, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("universal_model_hub.devices.cpu_has_bfloat16", lambda: False)
+    tasks = evaluate.chosen_tasks(tiny.tasks, (), tiny.mode, "bfloat16")
+    setting = replace(tiny, tasks=tasks, kept=tmp_path)
+    fits = tuning_runs(setting, ("full",))
+    with pytest.raises(ConfigError, match=r"AVX-512.*--precision float32"):
+        evaluate.refuse_emulated_fits(fits, setting)
+    float32 = evaluate.chosen_tasks(tasks, (), tiny.mode, "float32")
+    evaluate.refuse_emulated_fits(fits, replace(setting, tasks=float32))
+    evaluate.refuse_emulated_fits(fits, replace(setting, device="cuda"))
+    for run in fits:
+        result_file(run, setting).write_text("{}")
+    evaluate.refuse_emulated_fits(fits, setting)
 
 
 def test_unknown_tasks_and_a_missing_output_are_refused(tiny, monkeypatch, capsys):

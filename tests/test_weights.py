@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from training.config import load_recipe
 from training.corpora.packaged_table import ids, read_table
+from training.release import weights
 from training.release.weights import fetch_scans, main, work_folder
 from universal_model_hub import catalog, load_encoder, load_unet
 from universal_model_hub.catalog import WEIGHTS, Weights
@@ -80,6 +82,15 @@ def test_the_short_form_does_not_write_into_the_package(capsys):
 
 def test_short_and_whole_runs_do_not_share_checkpoints():
     assert work_folder("compact", short=True) != work_folder("compact", short=False)
+
+
+def test_a_processor_without_bfloat16_trains_in_float32_and_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(weights, "cpu_has_bfloat16", lambda: False)
+    assert weights.recipe_for("compact", "cpu", short=False).run.precision == "float32"
+    assert "compact: in float32" in capsys.readouterr().err
+    monkeypatch.setattr(weights, "cpu_has_bfloat16", lambda: True)
+    assert weights.recipe_for("compact", "cpu", short=False) == load_recipe("compact")
+    assert capsys.readouterr().err == ""
 
 
 def test_every_pretraining_scan_may_be_trained_on():

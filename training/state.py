@@ -27,7 +27,7 @@ from universal_model_hub.fit.training.engine import (
     Ema,
     Process,
     cosine_factor,
-    refuse_small_bfloat16,
+    refuse_unfit_bfloat16,
 )
 from universal_model_hub.fit.training.hardware import hardware
 from universal_model_hub.networks import ARCHITECTURES
@@ -70,9 +70,9 @@ def start_training(recipe: Recipe, process: Process) -> Training:
     """Build network, heads, optimizer and schedule from a recipe, before the first step.
 
     Raises:
-        ConfigError: If the recipe's cubes are too small for its precision on this device.
+        ConfigError: If the precision is not for this device, or the cubes too small for it.
     """
-    refuse_small_bfloat16(process.device, recipe.run.precision, recipe.cubes.size)
+    refuse_unfit_bfloat16(process.device, recipe.run.precision, recipe.cubes.size)
     unet = ARCHITECTURES[recipe.model.architecture](
         width=recipe.model.width,
         normalization=recipe.model.normalization,

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from universal_model_hub.config import ModelConfig
-from universal_model_hub.errors import ConfigError, WeightsError
+from universal_model_hub.devices import torch_device
+from universal_model_hub.errors import WeightsError
 from universal_model_hub.heads import ClassificationHead, Classifier
 from universal_model_hub.networks import ARCHITECTURES, ENCODERS
 from universal_model_hub.source import Source
@@ -254,23 +255,6 @@ def adapt_input(weight: Tensor, in_channels: int) -> Tensor:
     source = torch.arange(in_channels, device=weight.device) % old
     copies = torch.bincount(source, minlength=old)[source].to(weight.dtype)
     return weight[:, source] / copies.view(1, -1, 1, 1, 1)
-
-
-def torch_device(device: str | torch.device) -> torch.device:
-    """Turn a caller's ``device`` into one that exists.
-
-    Raises:
-        ConfigError: If it is not a device's name, or torch cannot use it on this machine.
-    """
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(
-            f"Expected a device that torch can use here, got {device!r}: "
-            f"{str(error).splitlines()[0]} Use 'cpu', or a torch build for that device."
-        ) from error
-    return chosen
 
 
 def _first(names: Sequence[str]) -> str:

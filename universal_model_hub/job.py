@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from universal_model_hub.assemble import torch_device
+from universal_model_hub.devices import refuse_emulated_bfloat16, torch_device
 from universal_model_hub.errors import ConfigError
 from universal_model_hub.inference import (
     Precision,
@@ -166,12 +166,7 @@ def make_job(
         raise ConfigError(f"Expected tile_batch to be an integer from 1, got {tile_batch!r}.")
     check_choice("precision", precision, ("float32", "bfloat16"))
     where = _device_of(network) if device is None else torch_device(device)
-    if precision == "bfloat16" and where.type == "cpu" and not _cpu_has_bfloat16():
-        raise ConfigError(
-            "Expected a processor on which torch has bfloat16 convolutions (AVX-512 or newer) for "
-            "precision='bfloat16'; on this one they would take a hundred times as long as float32. "
-            "Use float32, or device='cuda'."
-        )
+    refuse_emulated_bfloat16(where, precision)
     by_window = normalizes_by_window(network)
     if by_window:
         warnings.warn(
@@ -315,10 +310,6 @@ def _device_of(network: nn.Module) -> torch.device:
     for tensor in (*network.parameters(), *network.buffers()):
         return tensor.device
     return torch.device("cpu")
-
-
-def _cpu_has_bfloat16() -> bool:
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _release(device: torch.device) -> None:

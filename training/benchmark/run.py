@@ -54,6 +54,8 @@ def run(plan: Plan, options: argparse.Namespace, work: Path) -> int:
     """Do the wanted stages; return the exit code."""
     devices = pick_devices(options.device, options.processes)
     wanted, shard = options.only or STAGES, options.shard
+    if {"pretraining", "runs"} & set(wanted):
+        stages.refuse_emulated(plan, devices)
     folders = corpus_folders(plan, options.folders, work)
     with stoppable():
         stages.phantoms(plan, folders, len(devices))

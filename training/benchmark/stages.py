@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from training.benchmark.bench import Bench, make_bench
 from training.benchmark.plan import Plan, Run
 from training.benchmark.pool import Outcome, Pool
@@ -30,6 +32,7 @@ from training.benchmark.trial import Trial, run_trial
 from training.corpora.case import Case
 from training.metrics import commit
 from universal_model_hub.cli.stopping import stoppable
+from universal_model_hub.devices import refuse_emulated_bfloat16
 from universal_model_hub.errors import ConfigError
 from universal_model_hub.files import write_json
 from universal_model_hub.preprocess import Preprocessing
@@ -72,6 +75,21 @@ def open_bench(plan: Plan, folders: Mapping[str, Path], work: Path, out: Path) -
     check_networks(bench)
     write_json(out / "plan.json", describe_plan(bench))
     return bench
+
+
+def refuse_emulated(plan: Plan, devices: Sequence[str]) -> None:
+    """Refuse a plan of bfloat16 on a processor that only emulates it.
+
+    Raises:
+        ConfigError: If some run or pre-training is planned so; says how to plan float32.
+    """
+    recipes = [plan.recipe(run.row, run.task) for run in plan.runs()]
+    precisions = {plan.settings(run).precision for run in plan.runs()}
+    precisions |= {str(recipe.run.precision) for recipe in recipes if recipe is not None}
+    where = [f'{table}.precision="float32"' for table in ("networks.unet3d", "pretraining.run")]
+    for precision in sorted(precisions):
+        advice = " ".join(f"--set '{setting}'" for setting in where)
+        refuse_emulated_bfloat16(torch.device(devices[0]), precision, advice)
 
 
 def phantoms(plan: Plan, folders: Mapping[str, Path], workers: int) -> None:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,19 @@ from training.release.page import write_report
 from training.release.plan import chosen_rates, describe, frozen_runs, test_runs, tuning_runs
 from training.release.pool import left, run_all, say
 from training.release.probes import probe_cubes
-from training.release.runs import PROBE_SEEDS, PROBE_SUBJECTS, Run, Setting, probe_file
+from training.release.runs import (
+    PROBE_SEEDS,
+    PROBE_SUBJECTS,
+    Run,
+    Setting,
+    known_result,
+    probe_file,
+)
 from training.release.summary import summary
 from training.release.tasks import TASKS_FILE, Mode, Tasks, read_tasks
-from universal_model_hub.assemble import torch_device
+from universal_model_hub.devices import refuse_emulated_bfloat16, torch_device
 from universal_model_hub.errors import ConfigError, UniversalModelError
+from universal_model_hub.fit.training.engine import DTYPES
 from universal_model_hub.fit.training.hardware import hardware
 
 TRANSFERS = {"full": ("full",), "encoder": ("encoder",), "both": ("full", "encoder")}
@@ -48,13 +57,13 @@ def evaluate(setting: Setting, transfers: tuple[str, ...], *, processes: int) ->
         say(f"{task.name}: {len(data.train)} training and {len(data.test)} test cases are there")
     seed = PROBE_SEEDS[setting.mode]
     probe_cubes(probe_file(setting), seed=seed, subjects=PROBE_SUBJECTS)
-    results, failures = run_all(
-        [*tuning_runs(setting, transfers), *frozen_runs(setting, transfers)],
-        setting,
-        processes=processes,
-    )
+    first = [*tuning_runs(setting, transfers), *frozen_runs(setting, transfers)]
+    refuse_emulated_fits(first, setting)
+    results, failures = run_all(first, setting, processes=processes)
     rates = chosen_rates(results, setting, transfers)
-    compared, failed = run_all(test_runs(setting, transfers, rates), setting, processes=processes)
+    then = test_runs(setting, transfers, rates)
+    refuse_emulated_fits(then, setting)
+    compared, failed = run_all(then, setting, processes=processes)
     results, failures = {**results, **compared}, {**failures, **failed}
     say(f"all runs ended after {left(time.monotonic() - started)}; {len(failures)} failed")
     return {
@@ -69,6 +78,20 @@ def evaluate(setting: Setting, transfers: tuple[str, ...], *, processes: int) ->
         **summary(setting, results, transfers, rates),
         "failures": [failure(run, problem) for run, problem in failures.items()],
     }
+
+
+def refuse_emulated_fits(runs: Sequence[Run], setting: Setting) -> None:
+    """Refuse fits in bfloat16 that a processor would have to emulate; known results are no fits.
+
+    Raises:
+        ConfigError: If there are such.
+    """
+    if any(run.kind == "fit" and known_result(run, setting) is None for run in runs):
+        refuse_emulated_bfloat16(
+            torch.device(setting.device),
+            setting.mode_settings.precision,
+            "--precision float32: all fits are then done in it, in this evaluation's report alone",
+        )
 
 
 def failure(run: Run, problem: str) -> dict[str, str]:
@@ -87,8 +110,8 @@ def facts(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, An
     }
 
 
-def chosen_tasks(tasks: Tasks, names: Sequence[str], mode: str) -> Tasks:
-    """Keep the named tasks of a mode; no name keeps all.
+def chosen_tasks(tasks: Tasks, names: Sequence[str], mode: Mode, precision: str | None) -> Tasks:
+    """Keep the named tasks of a mode, where no name keeps all; set the precision if one is given.
 
     Raises:
         ConfigError: If the mode has no task of a name.
@@ -99,7 +122,9 @@ def chosen_tasks(tasks: Tasks, names: Sequence[str], mode: str) -> Tasks:
     kept: Mapping[str, Any] = {
         name: task for name, task in tasks.tasks.items() if not names or name in names
     }
-    return Tasks(tasks.modes, kept)
+    if precision is None:
+        return Tasks(tasks.modes, kept)
+    return Tasks({**tasks.modes, mode: replace(tasks.modes[mode], precision=precision)}, kept)
 
 
 def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
@@ -107,7 +132,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     mode: Mode = "develop" if options.develop else "final"
     setting = Setting(
         mode=mode,
-        tasks=chosen_tasks(read_tasks(options.tasks_file), options.tasks, mode),
+        tasks=chosen_tasks(read_tasks(options.tasks_file), options.tasks, mode, options.precision),
         arms=find_arms(options.weights, options.siblings),
         root=options.work.resolve(),
         kept=options.runs and options.runs.resolve(),
@@ -143,6 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tasks-file", type=Path, default=TASKS_FILE)
     parser.add_argument("--processes", type=int, default=2, help="at a time, one thread each")
     parser.add_argument("--device", default="cpu", help="of fine-tuning: cpu or cuda")
+    parser.add_argument("--precision", choices=tuple(DTYPES), help="of it; else the tasks file's")
     parser.add_argument("--work", type=Path, default=runs_folder() / "release")
     parser.add_argument("--runs", type=Path, help="results of single runs (default: WORK/runs)")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and its time only")

@@ -26,7 +26,9 @@ from training.publish import catalog_row, publish
 from training.release.prepare import make_store
 from training.release.rows import release_rows
 from universal_model_hub.catalog import BUNDLED
+from universal_model_hub.devices import cpu_has_bfloat16
 from universal_model_hub.errors import ConfigError, UniversalModelError
+from universal_model_hub.fit.training.engine import pick_device
 
 NAMES = {"compact": "unet3d-compact", "compact-anatomy": "unet3d-compact-anatomy"}
 SUBJECTS = 12  # synthetic ones of each region
@@ -64,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             fetch_scans(read_table(), packaged_folder())
         for name in recipes:
             code = make_weights(
-                load_recipe(name, SHORT if options.short else ()),
+                recipe_for(name, options.device, short=options.short),
                 work_folder(name, short=options.short),
                 (options.output or BUNDLED) / NAMES[name],
                 subjects=SHORT_SUBJECTS if options.short else SUBJECTS,
@@ -78,6 +80,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"weights: error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def recipe_for(name: str, device: str, *, short: bool) -> Recipe:
+    """Return a recipe as this machine can train it: in float32 where bfloat16 is only emulated."""
+    overrides = SHORT if short else ()
+    recipe = load_recipe(name, overrides)
+    emulated = pick_device(device).type == "cpu" and not cpu_has_bfloat16()
+    if recipe.run.precision == "bfloat16" and emulated:
+        say(f"{name}: in float32, as this processor has no bfloat16 (the provenance says so, too)")
+        return load_recipe(name, (*overrides, "run.precision=float32"))
+    return recipe
 
 
 def make_weights(

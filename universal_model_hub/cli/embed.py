@@ -83,8 +83,8 @@ def load_model(args: argparse.Namespace) -> "PyramidEncoder":
     Raises:
         ConfigError: If the device cannot be used.
     """
-    from universal_model_hub.assemble import torch_device
     from universal_model_hub.catalog import list_models
+    from universal_model_hub.devices import torch_device
     from universal_model_hub.loading import load_encoder
 
     torch_device(args.device)

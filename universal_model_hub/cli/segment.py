@@ -62,7 +62,7 @@ def load_model(args: argparse.Namespace) -> "SegmentationNetwork":
         ConfigError: If the device cannot be used, or no model is named and the catalog has none.
         WeightsError: If the model's head is untrained.
     """
-    from universal_model_hub.assemble import torch_device
+    from universal_model_hub.devices import torch_device
     from universal_model_hub.errors import WeightsError
     from universal_model_hub.loading import load_segmenter
 

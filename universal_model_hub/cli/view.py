@@ -95,8 +95,8 @@ def load_model(args: argparse.Namespace) -> "nn.Module":
     Raises:
         ConfigError: If the device cannot be used, or the model has nothing to show.
     """
-    from universal_model_hub.assemble import torch_device
     from universal_model_hub.config import read_config
+    from universal_model_hub.devices import torch_device
     from universal_model_hub.hub import resolve_model
     from universal_model_hub.loading import load_encoder, load_segmenter
 

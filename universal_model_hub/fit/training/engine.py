@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from universal_model_hub.assemble import torch_device
+from universal_model_hub.devices import refuse_emulated_bfloat16, torch_device
 from universal_model_hub.errors import CheckpointError, ConfigError
 
 SMALLEST_BFLOAT16 = 24  # voxels; three poolings make maps of 3
@@ -102,8 +102,8 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     )
 
 
-def refuse_small_bfloat16(device: torch.device, precision: str, cube: Sequence[int]) -> None:
-    """Refuse what a CPU computes wrongly: bfloat16 on maps of 2 voxels a side.
+def refuse_unfit_bfloat16(device: torch.device, precision: str, cube: Sequence[int]) -> None:
+    """Refuse bfloat16 where a CPU emulates it, and on maps of 2 voxels a side, where it is wrong.
 
     oneDNN's weight gradient of a 3 x 3 x 3 convolution reads memory there that nothing has
     written (seen with torch 2.13): now and then it is not finite, and never twice the same.
@@ -114,8 +114,9 @@ def refuse_small_bfloat16(device: torch.device, precision: str, cube: Sequence[i
         cube: Size of a training cube in voxels.
 
     Raises:
-        ConfigError: If the cubes are too small.
+        ConfigError: If the processor has no bfloat16, or the cubes are too small.
     """
+    refuse_emulated_bfloat16(device, precision)
     if device.type == "cpu" and precision == "bfloat16" and min(cube) < SMALLEST_BFLOAT16:
         raise ConfigError(
             f"Expected cubes of at least {SMALLEST_BFLOAT16} voxels a side for bfloat16 on a CPU, "

@@ -27,7 +27,7 @@ from universal_model_hub.fit.training.engine import (
     cosine_factor,
     from_main,
     pick_device,
-    refuse_small_bfloat16,
+    refuse_unfit_bfloat16,
 )
 from universal_model_hub.fit.training.losses import batch_loss
 from universal_model_hub.fit.training.settings import FinetuneSettings
@@ -127,10 +127,10 @@ def fit(
 
     Raises:
         CheckpointError: If the loss is not finite, or a checkpoint cannot be used.
-        ConfigError: If the cubes are too small for the precision on this device.
+        ConfigError: If the precision is not for this device, or the cubes too small for it.
     """
     process = process or Process(0, 1, pick_device(device))
-    refuse_small_bfloat16(process.device, settings.precision, settings.cube)
+    refuse_unfit_bfloat16(process.device, settings.precision, settings.cube)
     run = _Run(model, settings, process)
     if run_folder is not None:
         run.resume(run_folder / "checkpoints", config or {})
