@@ -13,7 +13,8 @@ import torch
 
 from training.config import load_recipe
 from training.corpora.packaged_table import ids, read_table
-from training.release import weights
+from training.prepare import store_settings
+from training.release import siblings, weights
 from training.release.weights import fetch_scans, main, work_folder
 from universal_model_hub import catalog, load_encoder, load_unet
 from universal_model_hub.catalog import WEIGHTS, Weights
@@ -86,11 +87,29 @@ def test_short_and_whole_runs_do_not_share_checkpoints():
 
 def test_a_processor_without_bfloat16_trains_in_float32_and_says_so(monkeypatch, capsys):
     monkeypatch.setattr(weights, "cpu_has_bfloat16", lambda: False)
-    assert weights.recipe_for("compact", "cpu", short=False).run.precision == "float32"
+    assert weights.recipe_for("compact").run.precision == "float32"
     assert "compact: in float32" in capsys.readouterr().err
     monkeypatch.setattr(weights, "cpu_has_bfloat16", lambda: True)
-    assert weights.recipe_for("compact", "cpu", short=False) == load_recipe("compact")
+    assert weights.recipe_for("compact") == load_recipe("compact")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", siblings.SIBLINGS)
+def test_siblings_differ_from_the_compact_recipe_in_parts_and_length_alone(name):
+    compact = load_recipe("compact")
+    recipe = load_recipe("compact", siblings.overrides_of(name, 750))
+    assert recipe.run.steps == 750
+    assert recipe.schedule.warmup_steps == compact.schedule.warmup_steps // 10
+    assert recipe.objective.reversal_ramp == compact.objective.reversal_ramp // 10
+    weights_of_parts = (recipe.objective.modality_weight > 0, recipe.objective.scale_weight > 0)
+    assert weights_of_parts == (
+        name in ("full", "multi-mial"),
+        name in ("full", "multi-sc"),
+    )
+    modalities = {"genesis": ("CT",), "ct": ("CT",), "mr": ("MR",)}
+    assert recipe.modalities == modalities.get(name, ("CT", "MR"))
+    same_cubes = store_settings(recipe) == store_settings(compact)
+    assert same_cubes == (name not in siblings.OWN_CUBES)
 
 
 def test_every_pretraining_scan_may_be_trained_on():

@@ -68,7 +68,9 @@ def make_store(recipe: Recipe, folder: Path, *, subjects: int, workers: int) -> 
     folder.mkdir(parents=True, exist_ok=True)
     check_same_recipe(folder, recipe)
     if "packaged" in recipe.corpora:
-        prepare(pretraining_cases(packaged_folder()), recipe, folder, workers=workers)
+        cases = pretraining_cases(packaged_folder())
+        wanted = [case for case in cases if case.modality in recipe.modalities]
+        prepare(wanted, recipe, folder, workers=workers)
     regions = [region for region in KINDS if region in recipe.corpora]
     jobs = [SubjectJob(region, i, recipe, folder) for i in range(subjects) for region in regions]
     context = multiprocessing.get_context("spawn")
@@ -84,7 +86,7 @@ def make_store(recipe: Recipe, folder: Path, *, subjects: int, workers: int) -> 
 
 
 def make_cases(job: SubjectJob) -> None:
-    """Make one synthetic subject, scan it as CT and as MR, and cut the cubes of both."""
+    """Make one synthetic subject, scan it in the recipe's modalities, and cut cubes of each."""
     name = f"{job.region}{job.index:03d}"
     seed = [job.recipe.run.seed, *job.region.encode(), job.index]
     subject = None
@@ -96,7 +98,7 @@ def make_cases(job: SubjectJob) -> None:
             modality=modality,
             volume=job.folder / f"{name}-{modality}.npy",
         )
-        if (job.folder / f"{case.id}.json").is_file():
+        if modality not in job.recipe.modalities or (job.folder / f"{case.id}.json").is_file():
             continue
         if subject is None:
             subject = make_subject(job.region, np.random.default_rng(seed), SPACING_MM)

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             fetch_scans(read_table(), packaged_folder())
         for name in recipes:
             code = make_weights(
-                recipe_for(name, options.device, short=options.short),
+                recipe_for(name, options.device, SHORT if options.short else ()),
                 work_folder(name, short=options.short),
                 (options.output or BUNDLED) / NAMES[name],
                 subjects=SHORT_SUBJECTS if options.short else SUBJECTS,
@@ -82,9 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def recipe_for(name: str, device: str, *, short: bool) -> Recipe:
+def recipe_for(name: str, device: str = "cpu", overrides: Sequence[str] = ()) -> Recipe:
     """Return a recipe as this machine can train it: in float32 where bfloat16 is only emulated."""
-    overrides = SHORT if short else ()
     recipe = load_recipe(name, overrides)
     emulated = pick_device(device).type == "cpu" and not cpu_has_bfloat16()
     if recipe.run.precision == "bfloat16" and emulated:
