@@ -254,6 +254,27 @@ class _Subject:
     subject = "somebody"
 
 
+def test_thin_slices_become_thick_ones_at_their_centers():
+    array = np.arange(11, dtype=np.float32) * np.ones((2, 2, 1), np.float32)
+    affine = np.diag([1.0, 1.0, 2.5, 1.0])
+    affine[:3, 3] = (3, 4, 100)
+    labels = np.arange(11) * np.ones((2, 2, 1), np.int16)
+    volume, found = scans.thick_slices(Volume(array, affine), labels, 10.0)
+    assert volume.array[0, 0].tolist() == [1.5, 5.5]  # what does not fill a slice is left out
+    assert volume.spacing == (1.0, 1.0, 10.0)
+    assert volume.affine[:3, 3].tolist() == [3, 4, 100 + 1.5 * 2.5]
+    assert found[0, 0].tolist() == [2, 6]
+    same, _ = scans.thick_slices(Volume(array, affine), labels, 1.0)
+    assert same.shape == (2, 2, 11)
+
+
+def test_a_field_that_is_not_used_leaves_results_their_names(tiny):
+    task = next(iter(tiny.tasks.tasks.values()))
+    assert "slice_mm" not in task.to_json()["test"]
+    thick = replace(task, test=replace(task.test, slice_mm=10.0))
+    assert thick.to_json()["test"]["slice_mm"] == 10.0
+
+
 def test_halves_are_apart_and_the_right_one_is_mirrored():
     task = scan_task()
     array = np.arange(12, dtype=np.float32).reshape(12, 1, 1) * np.ones((12, 4, 4), np.float32)

@@ -88,9 +88,29 @@ def scan_case(task: Task, side: str) -> GridCase:
     labels = load_packaged_labels(part.scan, part.labels, purpose=task.purpose)
     classes = class_table(task, side, label_names(part.scan, part.labels))
     array = class_labels(on_grid_of(labels, volume), classes)
+    if part.slice_mm:
+        volume, array = thick_slices(volume, array, part.slice_mm)
     image, given, record = to_grid(task, volume, array)
     case = GridCase(part.scan + (f"-{part.half}" if part.half else ""), scan.subject, image, given)
     return half_of(case, record, part.half) if part.half else case
+
+
+def thick_slices(volume: Volume, labels: np.ndarray, slice_mm: float) -> tuple[Volume, np.ndarray]:
+    """Average a scan's thin slices to thick ones, as a scanner would; labels are the middle ones'.
+
+    Args:
+        volume: Its third axis counts slices.
+        labels: (X, Y, Z) on the scan's grid.
+        slice_mm: Thickness to come near to; slices that do not fill a last thick one are left out.
+    """
+    count = max(1, round(slice_mm / volume.spacing[2]))
+    whole = volume.shape[2] // count
+    array = np.asarray(volume.array, np.float32)[:, :, : whole * count]
+    affine = volume.affine.copy()
+    affine[:3, 3] += affine[:3, 2] * (count - 1) / 2  # the center of the first thick slice
+    affine[:3, 2] *= count
+    averaged = array.reshape(*array.shape[:2], whole, count).mean(axis=3)
+    return Volume(averaged, affine), labels[:, :, count // 2 :: count][:, :, :whole]
 
 
 def phantom_case(task: Task, side: str, number: int) -> GridCase:

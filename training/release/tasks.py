@@ -55,6 +55,7 @@ class Part:
     labels: str = ""  # label set of the scan; "" is its first
     half: Literal["", "left", "right"] = ""  # of the head; the right one is mirrored
     ignore: tuple[str, ...] = ()  # patterns of labels that count neither way
+    slice_mm: float = 0.0  # slices of a scan are averaged to this thickness first; 0: as they are
     slab_axis: Literal["x", "y", "z"] = "z"
     slabs: tuple[Slab, ...] = ()  # what is annotated; of phantoms one slab a subject
     region: str = ""  # of phantoms, key of KINDS
@@ -116,7 +117,11 @@ class Task:
 
     def to_json(self) -> dict[str, Any]:
         """Return all that defines the data and the training of this task."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        for part in (values["train"], values["test"]):
+            if not part["slice_mm"]:
+                del part["slice_mm"]  # results from before this field keep their names
+        return values
 
 
 @dataclass(frozen=True)
