@@ -124,6 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=runs_folder() / "release")
     options = parser.parse_args(arguments)
     try:
+        options.output.mkdir(parents=True, exist_ok=True)
         for name, figure in (
             ("restored", restored_cubes(WEIGHTS)),
             *((f"features_{scan_id}", feature_planes(scan_id, WEIGHTS)) for scan_id in SCANS),
