@@ -30,13 +30,16 @@ from training.release.page import markdown, write_report
 from training.release.plan import tuning_runs
 from training.release.pool import left, run_all
 from training.release.probes import cube_accuracy, probe_cubes, structure_accuracy
-from training.release.rows import release_rows
+from training.release.rows import release_rows, update_card
 from training.release.runs import Run, Setting, known_result, result_file, run_key
 from training.release.scans import GridCase, split_labels
 from training.release.scoring import confusion, overlap, score, segment
 from training.release.summary import first_step, interval, last_third, paired_difference, summary
 from training.release.tasks import Part, Task, read_tasks
+from universal_model_hub.config import read_config
 from universal_model_hub.errors import CheckpointError, ConfigError
+from universal_model_hub.networks.unet3d import UNet3D
+from universal_model_hub.saving import save_pretrained
 from universal_model_hub.volume import Volume
 
 TINY = """
@@ -713,10 +716,22 @@ def test_the_page_names_seeds_subjects_and_failures_and_keeps_notes(tiny, tmp_pa
     assert json.loads(output.read_text())["runs"] == len(results)
 
 
+OWN_ROW = {
+    "task": "pre-training", "metric": "restoration", "value": 0.1, "std": 0.0, "n": 1, "seeds": 1,
+    "source": "run of x",
+}  # fmt: skip
+
+
+def write_results(setting, folder):
+    results, _, rates = fake_results(setting)
+    weights = [{"name": "ours", "sha256": "a" * 64}]
+    report = {"weights": weights, **summary(setting, results, ("full",), rates)}
+    (folder / "release.json").write_text(json.dumps(report))
+
+
 def test_a_card_gets_dice_and_its_distance_from_scratch(tiny, tmp_path):
-    results, _, rates = fake_results(tiny)
-    (tmp_path / "release.json").write_text(json.dumps(summary(tiny, results, ("full",), rates)))
-    rows = release_rows("ours", tmp_path)
+    write_results(tiny, tmp_path)
+    rows = release_rows("ours", "a" * 64, tmp_path)
     assert [row["metric"].partition(" (")[0] for row in rows[:2]] == [
         "Dice, full transfer",
         "Dice above scratch",
@@ -727,10 +742,40 @@ def test_a_card_gets_dice_and_its_distance_from_scratch(tiny, tmp_path):
     assert rows[0]["source"] == "results/release.json"
     assert any(row["metric"] == "Dice of scratch, not of these weights" for row in rows)
     assert any("hand-made features, frozen" in row["metric"] for row in rows)
-    assert release_rows("nobody", tmp_path) == []
-    (tmp_path / "release.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"release\.json"):
-        release_rows("ours", tmp_path)
+    assert any("ablation's 'sibling'" in row["metric"] for row in rows)
+    assert release_rows("nobody", "a" * 64, tmp_path) == []
+    assert release_rows("ours", "b" * 64, tmp_path) == []  # other weights of that name
+    known = json.dumps({"weights": [{"name": "ours", "sha256": "a" * 64}], "tasks": 3})
+    for damaged in ("{}", "no JSON", known):
+        (tmp_path / "release.json").write_text(damaged)
+        with pytest.raises(ConfigError, match=r"release\.json"):
+            release_rows("ours", "a" * 64, tmp_path)
+
+
+def test_a_card_says_where_weights_are_not_better_than_scratch(tiny, tmp_path):
+    folder = save_pretrained(
+        UNet3D(width=2), tmp_path / "ours", name="ours", license="apache-2.0",
+        provenance={"recipe": "x"}, metrics=[OWN_ROW],
+    )  # fmt: skip
+    before = (folder / "model.safetensors").read_bytes()
+    write_results(tiny, tmp_path)
+    assert not update_card(folder, tmp_path)  # the report is of other weights
+    assert "verdict" not in read_config(folder / "config.json").provenance
+    path = tmp_path / "release.json"
+    report = json.loads(path.read_text())
+    report["weights"][0]["sha256"] = read_config(folder / "config.json").sha256
+    row = next(r for r in report["tasks"][0]["rows"] if r["arm"] == "ours" and r["share"] == 100)
+    row["dice_difference"] |= {"mean": 0.02, "low": -0.01, "high": 0.05}
+    path.write_text(json.dumps(report))
+    for _ in range(2):  # written again, nothing stands there twice
+        assert update_card(folder, tmp_path)
+        config = read_config(folder / "config.json")
+        assert [r["source"] for r in config.metrics].count("run of x") == 1
+        card = (folder / "README.md").read_text()
+        assert card.count("Better than scratch, with the 95 % interval above zero: ") == 1
+        assert "**Not shown to be better than scratch: " in card
+        assert "100 % of the labels (+0.020)" in card
+    assert (folder / "model.safetensors").read_bytes() == before
 
 
 def test_a_missing_arm_is_written_as_missing(tiny):

@@ -231,7 +231,8 @@ def _results(config: ModelConfig) -> str:
         return "Nothing was measured with these weights.\n"
     columns = ("task", "metric", "value", "std", "n", "seeds", "source")
     rows = ([metric.get(column, "") for column in columns] for metric in config.metrics)
-    return _table(columns, rows)
+    verdict = config.provenance.get("verdict")
+    return (f"{verdict}\n\n" if verdict else "") + _table(columns, rows)
 
 
 def _data_and_license(config: ModelConfig) -> str:
@@ -259,7 +260,7 @@ def _provenance(config: ModelConfig) -> str:
     values = (
         (key, json.dumps(value, sort_keys=True) if isinstance(value, (dict, list)) else value)
         for key, value in config.provenance.items()
-        if key != "data"  # told above
+        if key not in ("data", "verdict")  # told above
     )
     table = _table(("what", "value"), values)
     recipe = str(config.provenance.get("recipe", "")).removesuffix(".toml")

@@ -24,7 +24,7 @@ from training.metrics import runs_folder
 from training.pretrain import pretrain
 from training.publish import catalog_row, publish
 from training.release.prepare import make_store
-from training.release.rows import release_rows
+from training.release.rows import update_card
 from universal_model_hub.catalog import BUNDLED
 from universal_model_hub.devices import cpu_has_bfloat16
 from universal_model_hub.errors import ConfigError, UniversalModelError
@@ -72,7 +72,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 subjects=SHORT_SUBJECTS if options.short else SUBJECTS,
                 device=options.device,
                 workers=options.workers,
-                short=options.short,
             )
             if code:
                 return code
@@ -100,7 +99,6 @@ def make_weights(
     subjects: int,
     device: str,
     workers: int,
-    short: bool = False,
 ) -> int:
     """Prepare, train and publish one recipe, going on where it stopped; print its catalog row.
 
@@ -113,7 +111,6 @@ def make_weights(
         subjects: Synthetic ones of each region.
         device: ``auto``, ``cpu`` or ``cuda``.
         workers: Processes that prepare cubes.
-        short: Results of the evaluation are those of other weights, and stay out of the card.
 
     Returns:
         0, or 128 plus the number of the signal that stopped the training.
@@ -125,8 +122,8 @@ def make_weights(
         say(f"{recipe.name}: stopped; the same command goes on")
         return code
     data = data_text(read_table(), recipe, subjects)
-    rows = [] if short else release_rows(folder.name)
-    publish(work / "run", folder, metrics=rows, dtype="float16", data=data, force=True)
+    publish(work / "run", folder, dtype="float16", data=data, force=True)
+    update_card(folder)
     say(f"{recipe.name}: published to {folder}")
     print(catalog_row(folder, repo_id=None, revision=None), flush=True)
     return 0
