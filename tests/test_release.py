@@ -26,7 +26,7 @@ from training.release.frozen import (
     ridge_segmenter,
 )
 from training.release.handmade import HandFeatures, blurred, derivatives, soft_histogram
-from training.release.page import markdown, write_report
+from training.release.page import markdown, task_lines, write_report
 from training.release.plan import tuning_runs
 from training.release.pool import left, run_all
 from training.release.probes import cube_accuracy, probe_cubes, structure_accuracy
@@ -674,6 +674,21 @@ def test_the_summary_pairs_arms_and_counts_steps_to_scratch(tiny):
     assert curve["share_of_scratch_steps"] == pytest.approx(0.51 / 0.61)
     assert curve["seconds_to_scratch_final"] == pytest.approx(10 * 0.51 / 0.61)
     assert task["plateau"][0]["gain"] == pytest.approx((0.5 + 0.01 + 10) / 3)
+
+
+def test_the_full_objective_is_paired_with_each_sibling(tiny):
+    sibling = tiny.arms["sibling"]
+    full = replace(sibling, name="full", sha256="3" * 64)
+    arms = Arms((*tiny.arms.weights, full), tiny.arms.scratch, {**tiny.arms.by_name, "full": full})
+    setting = replace(tiny, arms=arms)
+    results, _, rates = fake_results(setting)
+    task = summary(setting, results, ("full",), rates)["tasks"][0]
+    (row,) = task["ablation"]
+    assert (row["arm"], row["share"], row["full_minus_this"]["seeds"]) == ("sibling", 100, 1)
+    by_arm = {r["arm"]: r["dice"]["mean"] for r in task["rows"] if r["share"] == 100}
+    expected = by_arm["full"] - by_arm["sibling"]
+    assert row["full_minus_this"]["mean"] == pytest.approx(expected)
+    assert "| 100 % | sibling, full | 1 |" in "\n".join(task_lines(task))
 
 
 def test_results_of_other_data_are_not_mixed(tiny):

@@ -94,11 +94,32 @@ def task_lines(task: Mapping[str, Any]) -> list[str]:
             f"| {spread(row['dice'])} | | |"
         )
     lines.append("")
+    lines += ablation_lines(task.get("ablation", []))
     lines += [curve_line(c) for c in task["curves"] if c["transfer"] and c["steps"]]
     for flat in task["plateau"]:
         lines.append(
             f"- At {flat['share']} % of the labels {flat['arm']} still gained {flat['gain']:+.3f} "
             "Dice on kept-back labels over the last third of its steps."
+        )
+    return [*lines, ""]
+
+
+def ablation_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Write the full objective against each sibling, all of one shorter budget."""
+    if not rows:
+        return []
+    lines = [
+        "The ablation, one shorter budget each: Dice of the full objective minus that of an arm, "
+        "paired by seed.",
+        "",
+        "| labels | arm | seeds | full minus this |",
+        "|---:|---|---:|---:|",
+    ]
+    for row in rows:
+        told = row["full_minus_this"]
+        lines.append(
+            f"| {row['share']} % | {row['arm']}, {row['transfer']} | {told['seeds']} "
+            f"| {difference(told)} |"
         )
     return [*lines, ""]
 

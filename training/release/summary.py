@@ -17,6 +17,7 @@ from training.release.tasks import Task
 from universal_model_hub.errors import CheckpointError
 
 LEVEL = 0.95
+FULL = "full"  # name of the sibling with the whole objective
 Results = Mapping[Run, Mapping[str, Any]]
 
 
@@ -71,6 +72,7 @@ def task_summary(
         "data_sha256": facts.get("data_sha256"),
         "rows": [row(cell, setting, own, rates) for cell in mine],
         "frozen": [entry for share in task.shares for entry in frozen_rows(task, share, own)],
+        "ablation": ablation(mine, setting, own),
         "curves": curves(mine, setting, own),
         "plateau": plateau(mine, setting, own, rates),
     }
@@ -99,6 +101,28 @@ def row(cell: Cell, setting: Setting, results: Results, rates: Rates) -> dict[st
             entry[f"{metric}_difference"] = paired_difference(scores, against)
     entry["dice_by_class"] = _class_means([r["dice_by_class"] for r in found.values()])
     return entry
+
+
+def ablation(mine: Sequence[Cell], setting: Setting, results: Results) -> list[dict[str, Any]]:
+    """Return by how much the sibling of the full objective is above each of the others.
+
+    Source: Zhang et al., Table IV. Empty where that sibling is not compared.
+    """
+    siblings = [cell for cell in mine if setting.arm(cell.arm).sibling]
+    scores = {
+        cell: {seed: result["dice"] for seed, result in of_cell(cell, results).items()}
+        for cell in siblings
+    }
+    return [
+        {
+            "share": cell.share,
+            "arm": cell.arm,
+            "transfer": cell.transfer,
+            "full_minus_this": paired_difference(scores[full], scores[cell]),
+        }
+        for cell in siblings
+        if cell.arm != FULL and (full := cell._replace(arm=FULL)) in scores
+    ]
 
 
 def of_cell(cell: Cell, results: Results) -> dict[int, Mapping[str, Any]]:
