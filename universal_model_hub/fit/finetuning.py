@@ -157,28 +157,26 @@ def run_request(
     if process.is_main:
         start_work(plan, work, force=force)
     wait_for_all(process)
-    with contextlib.ExitStack() as stack:
+    with run_lock(work) if process.is_main else contextlib.nullcontext():
+        with stop_on_signals() as stop:
+            try:
+                plan = with_budget(plan, work, process)
+                arms = run_plan(plan, work, process, stop, progress=progress)
+            except Stopped:
+                arms = None
+        if arms is None:
+            signal.raise_signal(stop.signal or signal.SIGTERM)  # the old handlers are back in place
+            raise KeyboardInterrupt
         if process.is_main:
-            stack.enter_context(run_lock(work))
-        stop = stack.enter_context(stop_on_signals())
-        try:
-            plan = with_budget(plan, work, process)
-            arms = run_plan(plan, work, process, stop, progress=progress)
-        except Stopped:
-            arms = None
-    if arms is None:
-        signal.raise_signal(stop.signal or signal.SIGTERM)  # the old handlers are back in place
-        raise KeyboardInterrupt
-    if process.is_main:
-        write_outcome(
-            plan,
-            arms,
-            output,
-            process,
-            data_sha256=data_sha256(plan.data.cases, plan.data, plan.preprocessing, plan.numbers),
-            seconds=time.monotonic() - began,
-        )
-        shutil.rmtree(work)
+            write_outcome(
+                plan,
+                arms,
+                output,
+                process,
+                data_sha256=data_sha256(plan.data, plan.preprocessing, plan.numbers),
+                seconds=time.monotonic() - began,
+            )
+            shutil.rmtree(work)
     wait_for_all(process)
     return FinetuneResult(output, parse_json((output / METRICS).read_bytes()))
 
@@ -225,7 +223,7 @@ def finished_metrics(plan: Plan, output: Path) -> Mapping[str, Any] | None:
         if plan.request.budget_seconds is not None:
             steps = int(metrics["plan"]["settings"]["steps"])  # found by timing, once
             plan = replace(plan, settings=with_steps(plan.settings, steps))
-        found = data_sha256(plan.data.cases, plan.data, plan.preprocessing, plan.numbers)
+        found = data_sha256(plan.data, plan.preprocessing, plan.numbers)
         same = (
             all((output / name).is_file() for name in FILES)
             and not config_differences(metrics["plan"], plan.to_json())

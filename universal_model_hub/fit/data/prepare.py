@@ -133,19 +133,14 @@ def only_part(array: np.ndarray, labels: Volume, part: Part) -> np.ndarray:
     return np.where(kept == (part == "kept_back"), array, np.int16(NOT_ANNOTATED))
 
 
-def data_sha256(
-    cases: Sequence[Case],
-    data: CaseSet,
-    preprocessing: Preprocessing,
-    numbers: Mapping[int, int],
-) -> str:
+def data_sha256(data: CaseSet, preprocessing: Preprocessing, numbers: Mapping[int, int]) -> str:
     """Return one hash of the files of all cases and all that is done to them, whatever their order.
 
     Nothing is prepared for it.
     """
     keys = [
         f"{_keys(case, data, preprocessing, numbers, 'all')[1]} {case.target or ''}"
-        for case in cases
+        for case in data.cases
     ]
     return hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()
 
