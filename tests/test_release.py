@@ -691,11 +691,16 @@ def test_the_full_objective_is_paired_with_each_sibling(tiny):
     assert "| 100 % | sibling, full | 1 |" in "\n".join(task_lines(task))
 
 
-def test_results_of_other_data_are_not_mixed(tiny):
+def test_arrays_of_another_version_are_not_mixed_and_other_rounding_is_told(tiny):
     results, _, rates = fake_results(tiny)
     run = next(run for run in results if run.part == "test")
-    results[run] = {**results[run], "data_sha256": "other"}
-    with pytest.raises(CheckpointError, match="tiny"):
+    results[run] = {**results[run], "data_sha256": "otherwise"}
+    task = summary(tiny, results, ("full",), rates)["tasks"][0]
+    assert len(task["data_sha256"]) == 2
+    assert "runs " in (text := "\n".join(task_lines(task)))
+    assert "1 of otherwis" in text
+    results[run] = {**results[run], "data_version": 2}
+    with pytest.raises(CheckpointError, match=r"tiny.*\[1, 2\]"):
         summary(tiny, results, ("full",), rates)
 
 

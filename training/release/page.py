@@ -94,6 +94,12 @@ def task_lines(task: Mapping[str, Any]) -> list[str]:
             f"| {spread(row['dice'])} | | |"
         )
     lines.append("")
+    if len(arrays := task["data_sha256"]) > 1:
+        told = ", ".join(f"{runs} of {sha256[:8]}" for sha256, runs in arrays.items())
+        lines += [
+            f"Its arrays were prepared on different processors, which round: runs {told}.",
+            "",
+        ]
     lines += ablation_lines(task.get("ablation", []))
     lines += [curve_line(c) for c in task["curves"] if c["transfer"] and c["steps"]]
     for flat in task["plateau"]:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from training.release.arms import HAND, Arm, Arms
+from training.release.data import VERSION as DATA_VERSION
 from training.release.data import TaskData, fingerprint, open_task
 from training.release.finetuning import fine_tune
 from training.release.frozen import frozen_features, ridge_segmenter
@@ -143,6 +144,7 @@ def execute(run: Run, setting: Setting) -> dict[str, Any]:
         result = {
             **_DO[run.kind](run, setting, task, data),
             "data_sha256": data.sha256,
+            "data_version": DATA_VERSION,
             "test_subjects": data.test_subjects,
         }
     result = {
