@@ -67,7 +67,7 @@ def verdict(name: str, sha256: str, folder: Path = RESULTS) -> str:
     if above:
         told.append(f"Better than scratch, with the 95 % interval above zero: {'; '.join(above)}.")
     if not_above:
-        told.append(f"**Not shown to be better than scratch: {'; '.join(not_above)}.**")
+        told.append(f"Not shown to be better than scratch: {'; '.join(not_above)}.")
     if told:
         told.append(
             "Dice on test scans, equal steps, each with its own learning rate; intervals are over "
