@@ -21,7 +21,8 @@ def main() -> None:
 
 def written(text: str) -> str:
     """Return README's text with every measured passage as the result files have it."""
-    for name, passage in (("package-size", package_size()), ("embed-ct", embed_ct())):
+    passages = {"package-size": package_size(), "embed-ct": embed_ct(), "release": release()}
+    for name, passage in passages.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
@@ -62,6 +63,32 @@ def embed_ct() -> str:
         "run; a scan that would not fit is refused with both numbers.\n"
         f"Measured by `make bench`, {stamp(first)}."
     )
+
+
+def release() -> str:
+    """Say what the released weights gain over scratch on the tasks of the final evaluation."""
+    report = read("release.json")
+    weights = [arm["name"] for arm in report["weights"] if not arm["sibling"]]
+    lines = [
+        f"| task | labels | scratch | {' | '.join(f'`{name}`' for name in weights)} |",
+        f"|---|---:|---:|{'---|' * len(weights)}",
+    ]
+    for task in report["tasks"]:
+        by_cell = {(row["arm"], row["share"]): row for row in task["rows"]}
+        for share in sorted({row["share"] for row in task["rows"]}):
+            cells = [f"{by_cell['scratch', share]['dice']['mean']:.3f}"]
+            cells += [above_scratch(by_cell[name, share]) for name in weights]
+            title = f"({task['letter']}) {task['title']}"
+            lines.append(f"| {title} | {share} % | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def above_scratch(row: dict[str, Any]) -> str:
+    """Say an arm's Dice and its difference from scratch, bold where the interval is above zero."""
+    told = row["dice_difference"]
+    text = f"{told['mean']:+.3f}, {told['low']:+.3f} to {told['high']:+.3f}"
+    text = f"**{text}**" if told["low"] > 0 else text
+    return f"{row['dice']['mean']:.3f} ({text})"
 
 
 def limit(result: dict[str, Any]) -> str:
