@@ -112,6 +112,17 @@ def test_siblings_differ_from_the_compact_recipe_in_parts_and_length_alone(name)
     assert same_cubes == (name not in siblings.OWN_CUBES)
 
 
+def test_the_card_names_the_scans_of_a_recipe_s_modalities_alone():
+    table = read_table()
+    both = weights.data_text(table, load_recipe("compact"), 12)
+    assert "9 real scans" in both
+    assert both.endswith("heart, as CT and as MR.")
+    ct = weights.data_text(table, load_recipe("compact", siblings.overrides_of("ct")), 12)
+    assert "ct-chest-1" in ct
+    assert "mr-" not in ct
+    assert ct.endswith("heart, as CT.")
+
+
 def test_every_pretraining_scan_may_be_trained_on():
     table = read_table()
     assert all(table.scans[scan_id].released for scan_id in ids("pretrain", table=table))

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.config import Recipe
+from training.config import Recipe, load_recipe
 from training.corpora.packaged import packaged_folder
 from training.corpora.packaged_table import read_table
 from training.metrics import runs_folder
@@ -57,7 +57,7 @@ def overrides_of(name: str, steps: int | None = None) -> tuple[str, ...]:
         name: Key of ``SIBLINGS``.
         steps: Of the training; None: an eighth of the released run's.
     """
-    recipe = recipe_for("compact")
+    recipe = load_recipe("compact")
     steps = steps or recipe.run.steps // SHARE
 
     def shortened(count: int) -> int:
@@ -90,7 +90,7 @@ def make_sibling(name: str, recipe: Recipe, work: Path, *, device: str, workers:
     own = name in OWN_CUBES
     cubes = work / (f"cubes-{name}" if own else "cubes")
     # The shared cubes are of both modalities, whoever of the siblings comes first.
-    settings = recipe if own else recipe_for("compact")
+    settings = recipe if own else load_recipe("compact")
     store = make_store(settings, cubes, subjects=SUBJECTS, workers=workers)
     folder = work / "runs" / name
     code = pretrain(recipe, store, folder, device=device)

@@ -134,7 +134,8 @@ def data_text(table: Table, recipe: Recipe, subjects: int) -> str:
     regions = [name for name in recipe.corpora if name != PACKAGED]
     parts = []
     if PACKAGED in recipe.corpora:
-        scans = [table.scans[scan_id] for scan_id in ids("pretrain", table=table)]
+        every = [table.scans[scan_id] for scan_id in ids("pretrain", table=table)]
+        scans = [scan for scan in every if scan.modality in recipe.modalities]
         listed = "; ".join(
             f"{scan.id} ({scan.package} {table.packages[scan.package].version}, "
             f"{table.packages[scan.package].license})"
@@ -143,7 +144,8 @@ def data_text(table: Table, recipe: Recipe, subjects: int) -> str:
         parts.append(
             f"{len(scans)} real scans, without labels, of few subjects and averages: {listed}."
         )
-    parts.append(f"{subjects} synthetic subjects each of {', '.join(regions)}, as CT and as MR.")
+    seen = " and ".join(f"as {modality}" for modality in recipe.modalities)
+    parts.append(f"{subjects} synthetic subjects each of {', '.join(regions)}, {seen}.")
     return " ".join(parts)
 
 
