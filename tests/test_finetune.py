@@ -18,6 +18,7 @@ import universal_model_hub as umh
 from universal_model_hub.errors import CheckpointError, ConfigError
 from universal_model_hub.fit.data.prepare import class_labels, slabs_kept_back
 from universal_model_hub.fit.finetuning import finetune
+from universal_model_hub.fit.training.checkpoint import run_lock
 from universal_model_hub.fit.training.transfer import build_model
 
 ROOT = Path(__file__).parent.parent
@@ -292,7 +293,10 @@ def test_the_same_run_once_more_finds_itself_done_and_another_is_refused(
     first = finetune(out, **options)
     kept = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     (out / "work" / "cache").mkdir(parents=True)
+    with run_lock(out / "work"), pytest.raises(ConfigError, match="Another run"):
+        finetune(out, **options)
     again = finetune(out, **options)
+    assert not (out / "work").exists()
     assert (first.is_new, again.is_new) == (True, False)
     assert again.metrics == first.metrics
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == kept

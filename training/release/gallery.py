@@ -2,8 +2,9 @@
 
     python -m training.release.gallery --output results
 
-Restored cubes and features of two real scans that no evaluation tests on, the embedding of cubes
-from synthetic bodies, and the ready segmenter beside the labels it was trained on.
+Restored cubes and features of two real scans, the embedding of cubes from synthetic bodies, and the
+ready segmenter beside the labels it was trained on. One of the scans, ct-chest-4, is also a test
+scan of the evaluation: it is drawn for the demo, its labels are not read, and it chooses nothing.
 """
 
 import argparse

@@ -150,8 +150,9 @@ def run_request(
     work = output / WORK
     if not force:
         if (metrics := finished_metrics(plan, output)) is not None:
-            if process.is_main:
-                shutil.rmtree(work, ignore_errors=True)
+            if process.is_main and work.is_dir():
+                with run_lock(work):  # not from under a run that another process has there
+                    shutil.rmtree(work)
             return FinetuneResult(output, metrics, is_new=False)
         refuse_model(output)
     if process.is_main:
