@@ -14,6 +14,7 @@ from training.corpora.packaged_table import ids
 from training.release import evaluate, plan, scans
 from training.release.arms import HAND, Arm, Arms
 from training.release.data import prepare_task
+from training.release.earlier import joined, read_earlier
 from training.release.frozen import (
     Points,
     RidgeSegmenter,
@@ -734,6 +735,75 @@ def test_the_page_names_seeds_subjects_and_failures_and_keeps_notes(tiny, tmp_pa
     write_report(report, output)
     assert page.read_text().endswith("A human remark.\n")
     assert json.loads(output.read_text())["runs"] == len(results)
+
+
+EARLIER_FACTS = {
+    "command": "evaluate --tasks old", "commit": "1" * 40, "processes": 2, "runs": 7,
+    "hardware": {"processor": "a chip", "cores": 2}, "runs_on": {"a chip": 7}, "process_hours": 0.5,
+}  # fmt: skip
+
+
+def two_reports(setting):
+    """Return a report of the task "tiny" and an earlier one of "tiny" and "other"."""
+    results, _, rates = fake_results(setting)
+    new = {
+        **EARLIER_FACTS, "command": "evaluate --tasks tiny", "commit": "2" * 40, "mode": "develop",
+        "weights": [{"name": "ours", "sha256": "a" * 64, "sibling": False}],
+        **summary(setting, results, ("full",), rates), "failures": [],
+    }  # fmt: skip
+    task = new["tasks"][0]
+    other = {**task, "name": "other", "letter": "z", "title": "Another task"}
+    probes = [{**probe, "task": "other"} for probe in new["probes"] if probe["task"] == "tiny"]
+    sibling = {"name": "sibling", "sha256": "b" * 64, "sibling": True}
+    old = {
+        **new, **EARLIER_FACTS, "weights": [*new["weights"], sibling],
+        "tasks": [task, other], "probes": [*new["probes"], *probes],
+    }  # fmt: skip
+    return new, old
+
+
+def test_a_report_of_some_tasks_keeps_those_of_an_earlier_one(tiny, tmp_path):
+    new, old = two_reports(tiny)
+    (tmp_path / "release.json").write_text(json.dumps(old))
+    report = joined(new, read_earlier(tmp_path / "release.json"))
+    assert [task["name"] for task in report["tasks"]] == ["tiny", "other"]
+    assert [arm["name"] for arm in report["weights"]] == ["ours", "sibling"]
+    assert len(report["probes"]) == len(old["probes"])
+    page = markdown(report, "", "")
+    assert "other: written by `evaluate --tasks old` at commit 111111111111: 7 runs" in page
+    assert "tiny: written by `evaluate --tasks tiny` at commit 222222222222" in page
+    again = joined({**new, "tasks": [{**old["tasks"][1]}], "probes": []}, report)
+    assert [part["tasks"] for part in again["earlier"]] == [["tiny"]]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"mode": "final"}, "earlier report of the develop tasks"),
+        ({"weights": [{"name": "ours", "sha256": "c" * 64, "sibling": False}]}, "same ours"),
+        ({"weights": [{"name": "gone", "sha256": "c" * 64, "sibling": False}]}, "Expected gone"),
+    ],
+)
+def test_reports_of_other_weights_or_tasks_are_not_joined(tiny, change, problem):
+    new, old = two_reports(tiny)
+    with pytest.raises(ConfigError, match=problem):
+        joined(new, {**old, **change})
+
+
+def test_an_earlier_report_that_cannot_be_kept_is_refused(tiny, tmp_path):
+    _, old = two_reports(tiny)
+    path = tmp_path / "release.json"
+    with pytest.raises(ConfigError, match="got none"):
+        read_earlier(path)
+    for damaged, problem in (
+        ("no JSON", "Write it again"),
+        ("[]", "Write it again"),
+        (json.dumps({**old, "failures": [{"run": "x", "problem": "y"}]}), "with failed runs"),
+        (json.dumps({k: v for k, v in old.items() if k != "probes"}), "got no probes"),
+    ):
+        path.write_text(damaged)
+        with pytest.raises(ConfigError, match=problem):
+            read_earlier(path)
 
 
 OWN_ROW = {

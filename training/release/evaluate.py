@@ -23,6 +23,7 @@ import torch
 from training.metrics import commit, runs_folder
 from training.release.arms import find_arms
 from training.release.data import prepare_task
+from training.release.earlier import check_alike, joined, read_earlier
 from training.release.page import write_report
 from training.release.plan import chosen_rates, describe, frozen_runs, test_runs, tuning_runs
 from training.release.pool import left, run_all, say
@@ -71,13 +72,18 @@ def evaluate(setting: Setting, transfers: tuple[str, ...], *, processes: int) ->
         "runs": len(results),
         "runs_on": dict(Counter(result.get("hardware", "unknown") for result in results.values())),
         "process_hours": sum(result["total_seconds"] for result in results.values()) / 3600,
-        "weights": [
-            {"name": arm.name, "sha256": arm.sha256, "sibling": arm.sibling}
-            for arm in setting.arms.weights
-        ],
+        "weights": weights_of(setting),
         **summary(setting, results, transfers, rates),
         "failures": [failure(run, problem) for run, problem in failures.items()],
     }
+
+
+def weights_of(setting: Setting) -> list[dict[str, Any]]:
+    """Return what a report says of the weights that it compares."""
+    return [
+        {"name": arm.name, "sha256": arm.sha256, "sibling": arm.sibling}
+        for arm in setting.arms.weights
+    ]
 
 
 def refuse_emulated_fits(runs: Sequence[Run], setting: Setting) -> None:
@@ -144,9 +150,15 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         return 0
     if options.output is None:
         raise ConfigError("Expected --output, the JSON file to write. Or pass --dry-run.")
+    earlier = read_earlier(options.output) if options.keep else None
+    if earlier is not None:
+        check_alike({"mode": mode, "weights": weights_of(setting)}, earlier)
     torch.set_num_threads(1)
     result = evaluate(setting, transfers, processes=options.processes)
-    for path in write_report({**facts(options, arguments), **result}, options.output):
+    report = {**facts(options, arguments), **result}
+    if earlier is not None:
+        report = joined(report, earlier)
+    for path in write_report(report, options.output):
         print(path)
     return 2 if result["failures"] else 0
 
@@ -165,6 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--develop", action="store_true", help="choose recipes; no test scan")
     parser.add_argument("--transfer", choices=sorted(TRANSFERS), help="develop: both; else full")
     parser.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help="only these")
+    parser.add_argument("--keep", action="store_true", help="--output's other tasks, done before")
     parser.add_argument("--tasks-file", type=Path, default=TASKS_FILE)
     parser.add_argument("--processes", type=int, default=2, help="at a time, one thread each")
     parser.add_argument("--device", default="cpu", help="of fine-tuning: cpu or cuda")

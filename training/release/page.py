@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from training.pictures import new_figure, save_figure
+from training.release.earlier import parts
 from universal_model_hub.files import write_bytes, write_json
 
 NOTES = "## Notes"
@@ -32,15 +33,10 @@ def write_report(result: Mapping[str, Any], output: Path) -> list[Path]:
 
 def markdown(result: Mapping[str, Any], picture: str, notes: str) -> str:
     """Write the page."""
-    machine = result["hardware"]
-    lines = [
-        f"# Released weights against scratch: {result['mode']} tasks",
-        "",
-        f"Written by `{result['command']}` at commit {result['commit'][:12]}: "
-        f"{result['runs']} runs, {result['process_hours']:.1f} hours of single processes, "
-        f"{result['processes']} at a time on {machine['processor']} ({machine['cores']} cores)."
-        + runs_on(result.get("runs_on", {})),
-        "",
+    lines = [f"# Released weights against scratch: {result['mode']} tasks", ""]
+    for part in (made := parts(result)):
+        lines += [made_line(part, named=len(made) > 1), ""]
+    lines += [
         "Dice on each task's test cases, mean and standard deviation over seeds. Both arms of a "
         "pair take the same steps, the same cubes and the same new head; each has its "
         "learning rate chosen from the same values on a third of its training labels that is kept "
@@ -58,6 +54,18 @@ def markdown(result: Mapping[str, Any], picture: str, notes: str) -> str:
         lines += [f"**{len(result['failures'])} runs failed** and are missing above:", ""]
         lines += [f"- {f['run']}: {f['problem']}" for f in result["failures"]] + [""]
     return "\n".join([*lines, NOTES]) + "\n" + notes
+
+
+def made_line(part: Mapping[str, Any], *, named: bool) -> str:
+    """Say which command made a part of the report, where, and which tasks if it is not alone."""
+    machine = part["hardware"]
+    tasks = f"{', '.join(part['tasks'])}: written" if named else "Written"
+    return (
+        f"{tasks} by `{part['command']}` at commit {part['commit'][:12]}: "
+        f"{part['runs']} runs, {part['process_hours']:.1f} hours of single processes, "
+        f"{part['processes']} at a time on {machine['processor']} ({machine['cores']} cores)."
+        + runs_on(part.get("runs_on", {}))
+    )
 
 
 def runs_on(counts: Mapping[str, int]) -> str:
