@@ -286,6 +286,8 @@ def test_reuse_keeps_the_measurements_and_takes_a_measured_gpu(tmp_path, capsys)
     assert new["measured"] == old["measured"]
     ours, theirs = (c["estimates"]["recipes"][0]["hours"]["gpu"] for c in (new, old))
     assert ours == pytest.approx(theirs / 2, rel=1e-3)
+    assert cost.main(["--reuse", "-o", str(path)]) == 0
+    assert read_cost(path) == new  # the rate that was assumed is kept
     assert cost.main(["--reuse", "-o", str(tmp_path / "none.json")]) == 2
 
 

@@ -5,7 +5,7 @@
     python -m training.cost --readme                              write the tables of the README
 
 The hours of a GPU are estimates: from what ``make gpu-check`` found on one (``--gpu-check
-results/gpu_check.json``), or from an assumed rate.
+results/gpu_check.json``), or from an assumed rate; ``--reuse`` keeps the one in the file.
 """
 
 import argparse
@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if options.reuse:
             cost = read_cost(options.output)
+            given = given or cost["estimates"]["assumptions"]  # as before, where none is named
         else:
             facts = {"date": datetime.date.today().isoformat(), "commit": commit()}
             cost = {**facts, "measured": measure(options.steps, options.threads, say)}

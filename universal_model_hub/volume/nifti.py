@@ -118,6 +118,15 @@ def read_nifti(path: Path, *, frame: int | None, max_bytes: int) -> tuple[Volume
     return Volume(array, affine), notes
 
 
+def pair_of(path: Path) -> list[Path]:
+    """Return the files of a .hdr/.img pair that are there, or ``path`` alone if it is no such."""
+    match = re.fullmatch(r"(.*)\.(hdr|img)(\.gz)?", path.name, re.IGNORECASE | re.DOTALL)
+    if match is None:
+        return [path]
+    endings = [f"{kind}{packed}" for kind in ("hdr", "img", "HDR", "IMG") for packed in ("", ".gz")]
+    return [p for e in endings if (p := path.with_name(f"{match[1]}.{e}")).is_file()] or [path]
+
+
 def _sibling(path: Path, given: str, wanted: str) -> Path:
     """Return the other file of a .hdr/.img pair, or ``path`` where it is not ``given``."""
     match = re.fullmatch(rf"(.*)\.{given}(\.gz)?", path.name, re.IGNORECASE | re.DOTALL)

@@ -16,12 +16,13 @@ import numpy as np
 from tqdm import tqdm
 
 from universal_model_hub.errors import ConfigError
-from universal_model_hub.files import atomic_path, parse_json, sha256_of, write_json
+from universal_model_hub.files import atomic_path, parse_json, write_json
 from universal_model_hub.fit.data.cases import NOT_ANNOTATED, Case, CaseSet, LoadedCase, LoadedScan
 from universal_model_hub.preprocess import Preprocessing, PreprocessRecord, preprocess_channels
 from universal_model_hub.preprocess.orientation import orient
 from universal_model_hub.resample import resample
 from universal_model_hub.volume import Volume, load_volume
+from universal_model_hub.volume.content import scan_sha256
 
 Part = Literal["all", "trained", "kept_back"]
 SLAB_MM = 12.0  # of a scan whose own slabs are trained on and kept back
@@ -179,13 +180,13 @@ def _keys(
 ) -> tuple[str, str]:
     """Return the hashes that name a case's prepared image, and image and labels together."""
     made: dict[str, Any] = {
-        "images": [sha256_of(path) if path.is_file() else path.name for path in case.images],
+        "images": [scan_sha256(path) for path in case.images],
         "modalities": list(data.modalities),
         "preprocessing": preprocessing.to_json(),
     }
     image = _key(made)
     if case.labels is not None:
-        made |= {"labels": sha256_of(case.labels), "numbers": sorted(numbers.items())}
+        made |= {"labels": scan_sha256(case.labels), "numbers": sorted(numbers.items())}
         made["part"] = part
     return image, _key(made)
 
