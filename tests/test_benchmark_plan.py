@@ -85,6 +85,13 @@ def test_bfloat16_that_a_processor_would_emulate_is_refused_with_what_to_set(mon
     settings = re.findall("--set '(.+?)'", str(caught.value))
     refuse_emulated(load_plan("benchmark_mini", settings), ["cpu"])
     refuse_emulated(load_plan("benchmark_mini"), ["cuda:0"])
+    tables = ("networks.i3d", "pretraining.recipes.jigsaw.run")
+    own = [f'{table}.precision="bfloat16"' for table in tables]
+    with pytest.raises(ConfigError, match="AVX-512") as refused:
+        refuse_emulated(load_plan("benchmark_mini", [*settings, *own]), ["cpu"])
+    float32 = [setting.replace("bfloat16", "float32") for setting in own]
+    assert re.findall(r"--set '(.*?)'", str(refused.value)) == float32  # just what it takes
+    refuse_emulated(load_plan("benchmark_mini", [*settings, *float32]), ["cpu"])
     refuse_emulated(load_plan("benchmark_smoke"), ["cpu"])
 
 

@@ -83,12 +83,18 @@ def refuse_emulated(plan: Plan, devices: Sequence[str]) -> None:
     Raises:
         ConfigError: If some run or pre-training is planned so; says how to plan float32.
     """
-    recipes = [plan.recipe(run.row, run.task) for run in plan.runs()]
-    precisions = {plan.settings(run).precision for run in plan.runs()}
-    precisions |= {str(recipe.run.precision) for recipe in recipes if recipe is not None}
-    where = [f'{table}.precision="float32"' for table in ("networks.unet3d", "pretraining.run")]
-    for precision in sorted(precisions):
-        advice = " ".join(f"--set '{setting}'" for setting in where)
+    planned: dict[str, list[str]] = {}  # settings to change, by precision
+    for run in plan.runs():
+        network = get_row(run.row).network
+        planned.setdefault(plan.settings(run).precision, []).append(f"networks.{network}")
+        recipe = plan.recipe(run.row, run.task)
+        if recipe is not None:
+            name = str(get_row(run.row).recipe)
+            own = "precision" in plan.recipes.get(name, {}).get("run", {})
+            table = f"recipes.{name}.run" if own else "run"
+            planned.setdefault(str(recipe.run.precision), []).append(f"pretraining.{table}")
+    for precision, tables in sorted(planned.items()):
+        advice = " ".join(f"--set '{t}.precision=\"float32\"'" for t in dict.fromkeys(tables))
         refuse_emulated_bfloat16(torch.device(devices[0]), precision, advice)
 
 
