@@ -63,10 +63,23 @@ def test_plans_have_every_row_and_task_of_the_papers_tables(name):
         settings = plan.settings(Run(3, task, "scratch"))
         assert (settings.learning_rate, settings.weight_decay, settings.seed) == (1e-3, 0.0, 3)
         assert (settings.train, settings.loss) == ("all", "dice")
-        assert settings.head_steps == (0 if plan.name == "benchmark_paper" else 15)
+        assert settings.head_steps == (0 if plan.name == "benchmark_paper" else 30)
         assert settings.flip_axes == (0, 1, 2)
         assert settings.transpose
         assert not settings.intensities
+
+
+@pytest.mark.parametrize("name", ["benchmark_mini", "benchmark_smoke"])
+def test_a_tasks_own_settings_are_laid_over_those_of_all(name):
+    plan = load_plan(name)
+    steps = {task: plan.settings(Run(0, task, "scratch")).steps for task in plan.tasks}
+    if name == "benchmark_smoke":
+        assert set(steps.values()) == {4}
+        return
+    assert steps == {"bts": 900, "lnc": 800, "las_ct": 900, "las_mr": 1500, "adc": 400}
+    assert plan.settings(Run(0, "las_mr", "scratch")).cube == (32, 32, 32)
+    spacings = {task: plan.task_preprocessing(task).to_json()["spacing"][0] for task in plan.tasks}
+    assert spacings == {"bts": 3, "lnc": 3, "las_ct": 4, "las_mr": 3, "adc": 4}
 
 
 def test_a_network_may_have_a_precision_of_its_own():
