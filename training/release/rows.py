@@ -70,7 +70,7 @@ def verdict(name: str, sha256: str, folder: Path = RESULTS) -> str:
         told.append(f"Not shown to be better than scratch: {'; '.join(not_above)}.")
     if told:
         told.append(
-            "Dice on test scans, equal steps, each with its own learning rate; intervals are over "
+            "Dice on test cases, equal steps, each with its own learning rate; intervals are over "
             "seeds, not over subjects."
         )
     return " ".join(told)
