@@ -30,6 +30,7 @@ SMALL = (
     'tables={table_3={rows=["scratch"], trials=1}, '
     'table_5={rows=["scratch"], tasks=["las_ct"], noise=[2.0], trials=1}}',
     'preprocessing.spacing="native"',
+    "tasks.las_ct={}",  # on the grid of the others
     "tasks.adc.spacing=[1, 1, 1]",
     "finetune.cube=[8, 8, 8]",
     "tasks.adc.finetune.cube=[8, 8, 24]",
