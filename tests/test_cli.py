@@ -15,6 +15,7 @@ from universal_model_hub import __version__, catalog, list_models
 from universal_model_hub.cli import list as list_command
 from universal_model_hub.cli import messages
 from universal_model_hub.cli.main import main
+from universal_model_hub.config import read_config
 from universal_model_hub.files import sha256_of
 from universal_model_hub.loading import load_encoder, load_segmenter, save_pretrained
 from universal_model_hub.networks.unet3d import UNet3D
@@ -119,6 +120,18 @@ def test_info_shows_file_provenance_and_how_far_it_is_verified(models, capsys):
     assert sha256_of(models / "tiny" / "model.safetensors") in shown
     assert "verified: local" in shown
     assert "recipe: none" in shown
+
+
+def test_info_shows_every_metric_of_a_task(capsys):
+    config = read_config(catalog.BUNDLED / "unet3d-compact" / "config.json")
+    assert umh("info", "unet3d-compact") == 0
+    lines = capsys.readouterr().out.partition("\nMetrics:\n")[2].splitlines()
+    tasks = {metric["task"] for metric in config.metrics}
+    assert len(lines) == len(config.metrics) + len(tasks)
+    row = config.metrics[-1]
+    assert lines[-1].startswith(
+        f"    {row['metric']}: {row['value']} +- {row['std']} (n {row['n']}"
+    )
 
 
 @pytest.mark.parametrize("name", catalog.WEIGHTS)

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     provenance, metrics = entries.pop("provenance", {}), entries.pop("metrics", [])
     _print_entries("config.json", entries)
     _print_entries("Provenance", provenance)
-    _print_entries("Metrics", {str(m.get("task", i)): m for i, m in enumerate(metrics)})
+    _print_metrics(metrics)
     return 0
 
 
@@ -75,3 +75,27 @@ def _print_entries(title: str, entries: Mapping[str, Any]) -> None:
     for name, value in shown.items():
         text = json.dumps(value) if isinstance(value, dict | list) else str(value)
         print(f"  {name}: {text}")
+
+
+def _print_metrics(metrics: Sequence[Mapping[str, Any]]) -> None:
+    """Print all metrics of a task under its name, those without one as they are."""
+    by_task: dict[str, list[Mapping[str, Any]]] = {}
+    for metric in metrics:
+        by_task.setdefault(str(metric.get("task", "")), []).append(metric)
+    if by_task:
+        print("Metrics:")
+    for task, found in by_task.items():
+        if task:
+            print(f"  {task}:")
+        for metric in found:
+            print(f"    {_metric_line(metric)}")
+
+
+def _metric_line(metric: Mapping[str, Any]) -> str:
+    if "metric" not in metric or "value" not in metric:
+        return json.dumps(dict(metric))
+    spread = f" +- {metric['std']}" if metric.get("std") else ""
+    facts = [f"{key} {metric[key]}" for key in ("n", "seeds") if key in metric]
+    facts += [str(metric["source"])] if "source" in metric else []
+    told = f" ({', '.join(facts)})" if facts else ""
+    return f"{metric['metric']}: {metric['value']}{spread}{told}"
