@@ -20,7 +20,7 @@ def voxels(seed: int) -> np.ndarray:
 
 
 def dicom(folder: Path, seed: int) -> Path:
-    """Write a folder that ends like a DICOM series does: files, one of them hidden."""
+    """Write files as a DICOM series lies in its folder, and a hidden one; nobody reads them."""
     folder.mkdir(parents=True)
     for z in range(3):
         (folder / f"{z}.dcm").write_bytes(voxels(seed)[..., z].tobytes())
@@ -34,20 +34,21 @@ def analyze(folder: Path, seed: int) -> Path:
     return folder / "scan.hdr"
 
 
-def metaimage(folder: Path, seed: int) -> Path:
+def detached(folder: Path, seed: int, name: str, header: str) -> Path:
     folder.mkdir(parents=True)
     (folder / "scan.raw").write_bytes(voxels(seed).tobytes())
-    path = folder / "scan.mhd"
-    path.write_text("NDims = 3\nDimSize = 8 8 8\nBinaryData = True\nElementDataFile = scan.raw\n")
-    return path
+    (folder / name).write_text(header)
+    return folder / name
+
+
+def metaimage(folder: Path, seed: int) -> Path:
+    header = "NDims = 3\nDimSize = 8 8 8\nBinaryData = True\nElementDataFile = scan.raw\n"
+    return detached(folder, seed, "scan.mhd", header)
 
 
 def nrrd(folder: Path, seed: int) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "scan.raw").write_bytes(voxels(seed).tobytes())
-    path = folder / "scan.nhdr"
-    path.write_text("NRRD0004\nsizes: 8 8 8\nencoding: raw\ndata file: scan.raw\n")
-    return path
+    header = "NRRD0004\nsizes: 8 8 8\nencoding: raw\ndata file: scan.raw\n"
+    return detached(folder, seed, "scan.nhdr", header)
 
 
 @pytest.mark.parametrize("write", [dicom, analyze, metaimage, nrrd])
@@ -70,6 +71,8 @@ def test_missing_voxels_are_an_error(tmp_path):
     (tmp_path / "scan" / "scan.raw").unlink()
     with pytest.raises(VolumeError, match=r"data file of scan\.mhd"):
         scan_sha256(path)
+    with pytest.raises(VolumeError, match=r"No such file.*gone\.nii"):
+        scan_sha256(tmp_path / "gone.nii")
 
 
 def test_cases_that_are_called_alike_are_prepared_apart(tmp_path):

@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from universal_model_hub.errors import VolumeError
 from universal_model_hub.files import sha256_of
 from universal_model_hub.volume.itk_header import read_text_header
 from universal_model_hub.volume.nifti import pair_of
@@ -19,7 +20,8 @@ def scan_sha256(path: Path) -> str:
         path: As ``load_volume`` takes it.
 
     Raises:
-        VolumeError: If the header of a detached pair is damaged or its voxels are missing.
+        VolumeError: If there is no such scan, or the header of a detached pair is damaged, or its
+            voxels are missing.
     """
     files = scan_files(path)
     if len(files) == 1:
@@ -35,8 +37,11 @@ def scan_files(path: Path) -> list[Path]:
     """
     if path.is_dir():  # DICOM; ``read_dicom`` leaves hidden files alone, too
         return sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
-    with path.open("rb") as file:
-        start = file.read(4)
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise VolumeError(f"Expected a readable file, got {error.strerror} for {path}.") from error
     if start == b"NRRD":
         return list(dict.fromkeys([path, read_text_header(path, "NRRD").path]))
     if path.suffix.lower() in (".mha", ".mhd"):
