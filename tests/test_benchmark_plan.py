@@ -13,7 +13,7 @@ from training.benchmark.dry_run import describe, finished_seconds, missing_lines
 from training.benchmark.plan import Run, load_plan
 from training.benchmark.pool import pick_devices
 from training.benchmark.rows import ROWS, build_network, get_row
-from training.benchmark.run import main, shard_of
+from training.benchmark.run import main
 from training.benchmark.sources import (
     corpus_folders,
     fingerprint_files,
@@ -21,7 +21,7 @@ from training.benchmark.sources import (
     refuse_test_cases,
     stored_split,
 )
-from training.benchmark.stages import of_shard, refuse_emulated
+from training.benchmark.stages import refuse_emulated
 from training.benchmark.tasks import TASKS
 from training.config import load_recipe
 from training.corpora import get_corpus
@@ -192,16 +192,6 @@ def test_a_result_counts_only_under_its_own_configuration(bench):
     path.write_text("{")
     with pytest.raises(CheckpointError, match=path.name):
         bench.is_finished(run)
-
-
-def test_shards_share_all_runs_and_none_twice():
-    runs = load_plan("benchmark_mini").runs()
-    parts = [of_shard(runs, (number, 7)) for number in range(1, 8)]
-    assert sorted(run for part in parts for run in part) == runs
-    assert shard_of("3/7") == (3, 7)
-    for text in ("0/3", "4/3", "1", "a/b"):
-        with pytest.raises(Exception, match="expected I/N"):
-            shard_of(text)
 
 
 def test_devices_are_one_a_process():

@@ -12,6 +12,7 @@ import torch
 
 from training.benchmark import probing, stages
 from training.benchmark.bench import Bench, make_bench
+from training.benchmark.part import Part
 from training.benchmark.plan import load_plan
 from training.benchmark.pool import Outcome
 from training.benchmark.probing import Probe, arm, embedded, hand_made, probes, run_probe
@@ -377,7 +378,7 @@ def test_the_stage_leaves_out_the_unfinished_honors_shards_and_does_nothing_twic
     done = []
     for shard in ((1, 2), (2, 2), (1, 1)):
         pool = Inline()
-        assert not stages.probe(cut_bench, pool, shard).failures
+        assert not stages.probe(cut_bench, pool, Part(shard=shard)).failures
         done.append(pool.done)
     assert done == [["probes-random"], ["probes-handmade"], []]
     assert "no probes of universal" in capsys.readouterr().err
@@ -388,7 +389,7 @@ def test_a_failure_is_recorded_and_stops_no_other(cut_bench, monkeypatch):
         file.unlink()
     monkeypatch.setattr(probing, "ask", lambda question, settings: {})
     monkeypatch.setattr(probing, "hand_made", lambda x: x.no_such_thing)
-    outcome = stages.probe(cut_bench, Inline(), (1, 1))
+    outcome = stages.probe(cut_bench, Inline(), Part())
     assert (outcome.done, [str(job) for job in outcome.failures]) == (1, ["probes-handmade"])
     record = cut_bench.out / "failed" / "probes-handmade.json"
     found = parse_json(record.read_bytes())
@@ -396,7 +397,7 @@ def test_a_failure_is_recorded_and_stops_no_other(cut_bench, monkeypatch):
     assert "no_such_thing" in found["error"]
     assert "no_such_thing" in (cut_bench.out / "logs" / "probes-handmade.log").read_text()
     monkeypatch.setattr(probing, "hand_made", hand_made)
-    assert not stages.probe(cut_bench, Inline(), (1, 1)).failures
+    assert not stages.probe(cut_bench, Inline(), Part()).failures
     assert not record.exists()
 
 
@@ -409,7 +410,7 @@ def test_a_scan_that_cannot_be_cut_is_the_failure_of_the_rows(bench, monkeypatch
         raise ValueError(f"no voxels in {job.case.id}")
 
     monkeypatch.setattr(stages, "cut_case", cut)
-    outcome = stages.probe(elsewhere, Inline(), (1, 1))
+    outcome = stages.probe(elsewhere, Inline(), Part())
     assert len(outcome.failures) == len(cuts(elsewhere))
     for row in ("random", "handmade"):
         error = parse_json((tmp_path / "failed" / f"probes-{row}.json").read_bytes())["error"]

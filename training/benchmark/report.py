@@ -162,7 +162,21 @@ def _state(results: Results) -> list[str]:
             f"{', '.join(_short(commit) for commit in known['commits'])}. "
             f"Dates: {', '.join(known['dates'])}. The number of a trial is its seed."
         )
-    return lines
+    return lines + _retrained(results)
+
+
+def _retrained(results: Results) -> list[str]:
+    """Name the rows whose runs of a task start from different trainings of one recipe."""
+    weights: dict[tuple[str, str], set[str]] = {}
+    for run in results.runs.values():
+        if run.content["pretraining"] is not None:
+            weights.setdefault((run.row, run.task), set()).add(run.content["pretraining"]["sha256"])
+    return [
+        f"{results.title(row)}, {task}: these runs start from {len(found)} trainings of one "
+        "recipe, as when a model was lost and trained again elsewhere."
+        for (row, task), found in sorted(weights.items())
+        if len(found) > 1
+    ]
 
 
 def _section(view: View) -> list[Markup]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from training.benchmark import stages
 from training.benchmark.dry_run import describe
+from training.benchmark.part import Part
 from training.benchmark.plan import Plan, load_plan
 from training.benchmark.pool import Outcome, open_pool, pick_devices
 from training.benchmark.sources import corpus_folders
@@ -53,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(plan: Plan, options: argparse.Namespace, work: Path) -> int:
     """Do the wanted stages; return the exit code."""
     devices = pick_devices(options.device, options.processes)
-    wanted, shard = options.only or STAGES, options.shard
+    wanted = options.only or STAGES
+    part = Part(tuple(options.rows), tuple(options.tasks), options.shard)
+    part.check(plan)
     if {"pretraining", "runs"} & set(wanted):
         stages.refuse_emulated(plan, devices)
     folders = corpus_folders(plan, options.folders, work)
@@ -66,13 +69,13 @@ def run(plan: Plan, options: argparse.Namespace, work: Path) -> int:
             if stage not in wanted:
                 continue
             if stage == "data":
-                outcome: Outcome = stages.prepare(bench, pool, len(devices))
+                outcome: Outcome = stages.prepare(bench, pool, len(devices), part)
             elif stage == "pretraining":
-                outcome = stages.pretrain(bench, pool, shard)
+                outcome = stages.pretrain(bench, pool, part)
             elif stage == "runs":
-                outcome = stages.fine_tune(bench, pool, shard)
+                outcome = stages.fine_tune(bench, pool, part)
             else:
-                outcome = stages.probe(bench, pool, shard)
+                outcome = stages.probe(bench, pool, part)
             failures |= outcome.failures
             if outcome.exit_code:
                 stages.say("stopped; the same command goes on from here")
@@ -108,6 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan, and only that")
     parser.add_argument("--only", nargs="+", choices=STAGES, help="these stages alone")
+    parser.add_argument("--rows", nargs="+", default=[], help="the jobs of these rows alone")
+    parser.add_argument("--tasks", nargs="+", default=[], help="the jobs of these tasks alone")
     parser.add_argument("--shard", type=shard_of, default=(1, 1), metavar="I/N", help="of an array")
     parser.add_argument("--processes", type=int, help="at a time (default: cores, or GPUs)")
     parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="auto")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from training.benchmark.bench import Bench, make_bench
+from training.benchmark.part import Part
 from training.benchmark.plan import Plan, Run
 from training.benchmark.pool import Outcome, Pool
 from training.benchmark.pretraining import (
@@ -34,7 +35,7 @@ from training.metrics import commit
 from universal_model_hub.cli.stopping import stoppable
 from universal_model_hub.devices import refuse_emulated_bfloat16
 from universal_model_hub.errors import ConfigError
-from universal_model_hub.files import write_json
+from universal_model_hub.files import parse_json, write_json
 from universal_model_hub.preprocess import Preprocessing
 
 OUT_FOLDERS = ("runs", "failed", "logs", "splits", "examples", "probes")
@@ -123,14 +124,14 @@ def check_networks(bench: Bench) -> None:
         build_network(row, TASKS[run.task], bench.arguments(run), weights, 0)
 
 
-def prepare(bench: Bench, pool: Pool, workers: int) -> Outcome:
-    """Bring training cases to the model grid, and cut the cubes for pre-training.
+def prepare(bench: Bench, pool: Pool, workers: int, part: Part) -> Outcome:
+    """Bring training cases to the model grid, and cut the cubes for pre-trainings to do.
 
     Raises:
         ConfigError: If a case cannot be prepared; it is named.
     """
     jobs = []
-    for name in bench.plan.tasks:
+    for name in filter(part.has_task, bench.plan.tasks):
         task, folder = TASKS[name], bench.prepared(name)
         folder.mkdir(parents=True, exist_ok=True)
         sides = bench.source(name).sides(task)
@@ -151,7 +152,7 @@ def prepare(bench: Bench, pool: Pool, workers: int) -> Outcome:
         )
     if not outcome.exit_code:
         with stoppable():
-            make_stores(list(unique(bench).values()), bench.sources, workers)
+            make_stores(part.pretrainings(bench), bench.sources, workers)
     return outcome
 
 
@@ -160,27 +161,30 @@ def _prepare(job: PreparedCase, device: str) -> None:
     prepare_case(job.task, job.case, job.preprocessing, job.folder)
 
 
-def unique(bench: Bench) -> dict[str, Pretraining]:
-    """Return every pre-training once, by its name."""
-    return {pretraining.name: pretraining for pretraining in bench.pretrained.values()}
+def pretrain(bench: Bench, pool: Pool, part: Part) -> Outcome:
+    """Do the pre-trainings that a part's runs and probes wait for, the longest first.
 
-
-def pretrain(bench: Bench, pool: Pool, shard: tuple[int, int]) -> Outcome:
-    """Do the pre-trainings of a shard, the longest first, and list all in ``pretraining.json``."""
-    wanted = sorted(unique(bench).values(), key=lambda p: (-_length(p), p.name))
-    mine = [p for p in of_shard(wanted, shard) if not p.is_finished]
+    ``pretraining.json`` lists all of the plan; of those whose model is not here any more it keeps
+    what it said.
+    """
+    wanted = sorted(part.pretrainings(bench), key=lambda p: (-_length(p), p.name))
+    mine = [p for p in part.of_shard(wanted) if not p.is_finished]
     outcome = pool.run(mine, run_pretraining, title="pre-training", expected=_length)
-    rows = {
-        f"{row}-{task}" if get_row(row).by_task else row: describe_pretraining(pretraining)
-        for (row, task), pretraining in sorted(bench.pretrained.items())
-    }
-    write_json(bench.out / "pretraining.json", rows)
+    path = bench.out / "pretraining.json"
+    before = parse_json(path.read_bytes()) if path.is_file() else {}
+    rows = {}
+    for (row, task), pretraining in sorted(bench.pretrained.items()):
+        name = f"{row}-{task}" if get_row(row).by_task else row
+        known = before.get(name, {})
+        is_gone = known.get("name") == pretraining.name and not pretraining.is_finished
+        rows[name] = known if is_gone else describe_pretraining(pretraining)
+    write_json(path, rows)
     return outcome
 
 
-def fine_tune(bench: Bench, pool: Pool, shard: tuple[int, int]) -> Outcome:
-    """Do the runs of a shard that have no result yet, trial by trial."""
-    runs = of_shard(bench.plan.runs(), shard)
+def fine_tune(bench: Bench, pool: Pool, part: Part) -> Outcome:
+    """Do the runs of a part that have no result yet, trial by trial."""
+    runs = part.of_shard([run for run in bench.plan.runs() if part.has(run)])
     todo = [run for run in runs if not bench.is_finished(run)]
     if len(todo) < len(runs):
         say(f"{len(runs) - len(todo)} of {len(runs)} runs were done before")
@@ -199,12 +203,13 @@ def fine_tune(bench: Bench, pool: Pool, shard: tuple[int, int]) -> Outcome:
     )
 
 
-def probe(bench: Bench, pool: Pool, shard: tuple[int, int]) -> Outcome:
-    """Ask the frozen encoders of a shard, and cut the cubes that they are asked about before."""
+def probe(bench: Bench, pool: Pool, part: Part) -> Outcome:
+    """Ask the frozen encoders of a part, and cut the cubes that they are asked about before."""
     for row, pretraining in pretrained_rows(bench).items():
-        if not pretraining.is_finished:
+        if part.has_row(row) and not (pretraining.is_finished or Probe(bench, row).is_finished):
             say(f"no probes of {row}: its pre-training is not finished")
-    todo = [probe for probe in of_shard(probes(bench), shard) if not probe.is_finished]
+    wanted = [probe for probe in probes(bench) if part.has_row(probe.row) or not probe.pretraining]
+    todo = [probe for probe in part.of_shard(wanted) if not probe.is_finished]
 
     def failed(probe: Probe, problem: str) -> None:
         record = {"name": probe.name, "row": probe.row, "error": problem}
@@ -224,12 +229,6 @@ def report(out: Path) -> None:
     """Write the report of what is there."""
     write_report(out)
     say(f"report: {out / 'report.html'}")
-
-
-def of_shard(items: Sequence[Any], shard: tuple[int, int]) -> list[Any]:
-    """Return every N-th item from the I-th on, I from 1: the part of one job of an array."""
-    number, count = shard
-    return list(items[number - 1 :: count])
 
 
 def describe_plan(bench: Bench) -> dict[str, Any]:
