@@ -275,6 +275,20 @@ def test_a_set_is_hashed_by_content_and_only_when_it_changed(tmp_path):
     assert fingerprint_files(folder, cases, cache) != first
 
 
+def test_voxels_beside_a_header_count_whatever_their_file_is_called(tmp_path):
+    folder = tiny_corpora.luna16(tmp_path / "luna16")
+    header = get_corpus("luna16").cases(folder)[0].volume
+    header.with_suffix(".raw").rename(voxels := header.with_name("voxels.bin"))
+    header.write_text(header.read_text().replace(header.with_suffix(".raw").name, voxels.name))
+    cases = get_corpus("luna16").cases(folder)
+    first = fingerprint_files(folder, cases, tmp_path / "a")
+    assert fingerprint_files(folder, cases, tmp_path / "b") == first
+    content = bytearray(voxels.read_bytes())
+    content[0] ^= 1
+    voxels.write_bytes(content)
+    assert fingerprint_files(folder, cases, tmp_path / "c") != first
+
+
 def test_a_split_is_stored_and_another_or_a_mixed_one_is_refused(tmp_path):
     cases = get_corpus("mmwhs").cases(tiny_corpora.mmwhs(tmp_path / "mmwhs"))
     parts, path = split("mmwhs", cases), tmp_path / "splits" / "mmwhs.json"

@@ -18,8 +18,9 @@ from training.corpora.case import Case
 from training.corpora.checks import inspect, used
 from training.corpora.phantom.corpus import MARKER, write_corpus
 from training.corpora.splits import Split, refuse_leak, split
-from universal_model_hub.errors import ConfigError
+from universal_model_hub.errors import ConfigError, VolumeError
 from universal_model_hub.files import parse_json, sha256_of, write_json
+from universal_model_hub.volume.content import scan_files
 
 VERSION = 1  # of what is checked
 
@@ -140,8 +141,8 @@ def fingerprint_files(folder: Path, cases: Sequence[Case], cache: Path) -> str:
 
     A file is hashed again when its size or time of change differs from the cache's.
     """
-    files = {path for case in cases for path in (case.volume, case.labels) if path}
-    files |= {path.with_suffix(".raw") for path in files if path.suffix == ".mhd"}
+    named = {path for case in cases for path in (case.volume, case.labels) if path}
+    files = {part for path in named if path.exists() for part in _parts(path)}
     files |= {path for path in folder.glob("**/*.csv") if not path.name.startswith(".")}
     known: Mapping[str, Any] = parse_json(cache.read_bytes()) if cache.is_file() else {}
     found: dict[str, Any] = {}
@@ -158,6 +159,13 @@ def fingerprint_files(folder: Path, cases: Sequence[Case], cache: Path) -> str:
         relative = Path(name).relative_to(folder.absolute()).as_posix()
         digest.update(json.dumps([relative, facts[2]]).encode())
     return digest.hexdigest()
+
+
+def _parts(path: Path) -> list[Path]:
+    try:
+        return scan_files(path)
+    except VolumeError:
+        return [path]  # the check that follows says what is wrong with it
 
 
 def stored_split(parts: Split, path: Path) -> Split:
