@@ -1,5 +1,6 @@
 """The report of the benchmark: statistics against SciPy and scikit-learn, and what pages say."""
 
+import base64
 import json
 import re
 import shutil
@@ -24,7 +25,9 @@ from training.benchmark.statistics import (
     rank_auc,
 )
 from training.benchmark.tables import labels_saved, published_scores
+from training.benchmark.tasks_scoring import Example
 from universal_model_hub.errors import CheckpointError, ConfigError
+from universal_model_hub.volume import Volume
 
 ROWS = {
     "scratch": "From scratch",
@@ -272,16 +275,34 @@ def test_the_page_says_synthetic_loads_nothing_and_links_to_every_run(out: Path)
 def test_a_segmentation_is_drawn_for_each_row(out: Path) -> None:
     labels = np.zeros((12, 12, 12), np.uint8)
     labels[4:8, 4:8, 4:8] = 1
-    np.savez_compressed(
-        out / "examples" / "bts-universal.npz",
-        image=np.random.default_rng(0).random((12, 12, 12)).astype(np.float32),
-        truth=labels, predicted=np.roll(labels, 1, 0), spacing_mm=np.ones(3), case="c",
-    )  # fmt: skip
+    volume = Volume(np.random.default_rng(0).random((12, 12, 12)).astype(np.float32), np.eye(4))
+    picture = out / "examples" / "bts-universal.png"
+    picture.write_bytes(Example(volume, labels, np.roll(labels, 1, 0)).draw())
     write_report(out)
-    assert "bts: Universal Model, trial 0" in (out / "report.html").read_text()
-    (out / "examples" / "bts-universal.npz").write_bytes(b"no zip")
-    with pytest.raises(CheckpointError, match=r"bts-universal\.npz"):
+    page = (out / "report.html").read_text()
+    assert "bts: Universal Model, trial 0" in page
+    assert base64.b64encode(picture.read_bytes()).decode() in page
+    picture.write_bytes(picture.read_bytes()[:-20])
+    with pytest.raises(CheckpointError, match=r"bts-universal\.png"):
         write_report(out)
+
+
+def test_a_picture_is_the_same_however_the_scan_lies() -> None:
+    """Letters mark the sides: voxels that run to the left, or another axis first, are turned."""
+    rng = np.random.default_rng(0)
+    array = rng.random((10, 12, 14)).astype(np.float32)
+    truth = np.zeros(array.shape, np.uint8)
+    truth[2:6, 3:8, 5:9] = 1
+    predicted = np.roll(truth, 2, 0)
+    affine = np.diag([1.0, 1.5, 2.0, 1.0])
+    turned = affine[:, [2, 0, 1, 3]] @ np.diag([1, -1, 1, 1])
+
+    def turn(a: np.ndarray) -> np.ndarray:
+        return a.transpose(2, 0, 1)[:, ::-1]
+
+    straight = Example(Volume(array, affine), truth, predicted).draw()
+    assert Example(Volume(turn(array), turned), turn(truth), turn(predicted)).draw() == straight
+    assert Example(Volume(turn(array), affine), turn(truth), turn(predicted)).draw() != straight
 
 
 def test_damaged_and_missing_files_are_named(out: Path, tmp_path: Path) -> None:

@@ -5,14 +5,14 @@ from typing import Any
 import numpy as np
 
 from training.benchmark.results import NAMES, Results, Table
+from training.benchmark.rows import SHOWN_ROWS
 from training.benchmark.statistics import spread
 from universal_model_hub.errors import CheckpointError
 from universal_model_hub.fit.reporting.charts import Chart, draw_chart, finish_axis, show_legend
-from universal_model_hub.fit.reporting.planes import three_planes
 
 COLORS = {"scratch": "#8a8a8a", "genesis": "#3d85c6", "universal": "#e4572e"}
 PANEL_INCHES, ACROSS = 2.9, 3  # side of a panel, panels in a row
-SHOWN_ROWS = ("scratch", "genesis", "universal")  # of pictures, as in Figs. 3 and 6
+PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 
 def curves_figure(results: Results) -> Chart | None:
@@ -70,7 +70,7 @@ def labels_figure(results: Results) -> Chart | None:
 
 
 def example_pictures(results: Results) -> list[tuple[str, str, bytes]]:
-    """Draw Figs. 3 and 6: the first test case of each segmentation, by task and row.
+    """Read Figs. 3 and 6: the first test case of each segmentation, by task and row.
 
     Returns:
         Task, row and PNG file of each.
@@ -81,22 +81,15 @@ def example_pictures(results: Results) -> list[tuple[str, str, bytes]]:
     pictures = []
     for task in results.plan["tasks"]:
         for row in SHOWN_ROWS:
-            path = results.folder / "examples" / f"{task}-{row}.npz"
+            path = results.folder / "examples" / f"{task}-{row}.png"
             if not path.is_file():
                 continue
-            try:
-                with np.load(path, allow_pickle=False) as found:
-                    png = three_planes(
-                        np.asarray(found["image"], np.float32),
-                        found["truth"].astype(np.int16),
-                        found["predicted"].astype(np.int16),
-                        found["spacing_mm"].tolist(),
-                    )
-            except (KeyError, ValueError, OSError) as cause:
+            png = path.read_bytes()
+            if not (png.startswith(PNG_START) and png.endswith(PNG_END)):
                 raise CheckpointError(
-                    f"Expected a test case in {path}, got a damaged file ({cause}). Delete it and "
-                    "the result of that run, and start again."
-                ) from cause
+                    f"Expected a picture of a test case in {path}, got a damaged file. Delete it "
+                    "and the result of that run, and start again."
+                )
             pictures.append((task, row, png))
     return pictures
 

@@ -22,6 +22,7 @@ from universal_model_hub.networks import ARCHITECTURES, ENCODERS
 
 NUM_CLASSES = 2
 UNAVAILABLE = "weights not available"
+SHOWN_ROWS = ("scratch", "genesis", "universal")  # of pictures, as in Figs. 3 and 6
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from training.corpora import get_corpus
 from training.corpora.case import Case
 from universal_model_hub.extras import needed
 from universal_model_hub.fit.reporting.evaluate import segmentation_scores
+from universal_model_hub.fit.reporting.planes import in_ras, three_planes
 from universal_model_hub.predict import PredictWarning, predict
 from universal_model_hub.preprocess import Preprocessing, preprocess
 from universal_model_hub.volume import Volume
@@ -32,11 +33,18 @@ AS_IT_IS = Preprocessing(spacing=None, mr_clip=(0.0, 1.0), mr_rescale="window")
 class Example:
     """One test case with its answer, for a picture; arrays (X, Y, Z) on the scan's own grid."""
 
-    case: str
-    image: np.ndarray
+    volume: Volume
     truth: np.ndarray
     predicted: np.ndarray
-    spacing_mm: tuple[float, float, float]
+
+    def draw(self) -> bytes:
+        """Return a PNG file of three planes, of Figs. 3 and 6."""
+        image, spacing = in_ras(self.volume)
+        truth, predicted = (
+            in_ras(Volume(labels.astype(np.int16), self.volume.affine))[0]
+            for labels in (self.truth, self.predicted)
+        )
+        return three_planes(image, truth, predicted, spacing)
 
 
 def segment(
@@ -94,7 +102,7 @@ def test_segmentation(
             }
         )
         if example is None:
-            example = Example(case.id, volume.array, truth, predicted, volume.spacing)
+            example = Example(volume, truth, predicted)
     assert example is not None
     return rows, example
 

@@ -22,7 +22,7 @@ from torch import nn
 from training.benchmark.bench import Bench
 from training.benchmark.plan import Run
 from training.benchmark.pool import Stopped
-from training.benchmark.rows import build_network, get_row
+from training.benchmark.rows import SHOWN_ROWS, build_network, get_row
 from training.benchmark.tasks import TASKS
 from training.benchmark.tasks_scoring import (
     Example,
@@ -33,7 +33,7 @@ from training.benchmark.tasks_training import TaskTraining, open_training
 from training.measure import peak_memory_mib
 from training.metrics import commit
 from training.workload import counted
-from universal_model_hub.files import atomic_path, parse_json, write_json
+from universal_model_hub.files import parse_json, write_bytes, write_json
 from universal_model_hub.fit.training.checkpoint import run_lock
 from universal_model_hub.fit.training.engine import pick_device, stop_on_signals
 from universal_model_hub.fit.training.hardware import hardware
@@ -108,8 +108,9 @@ def run_trial(trial: Trial, device: str) -> None:
             traceback.print_exc()
             raise
         print(f"{name}: {result['metrics']}", file=stream)
-    if example is not None and (run.trial, run.share, run.noise) == (0, 1.0, 0.0):
-        _write_example(example, bench.out / "examples" / f"{run.task}-{run.row}.npz")
+    is_first = (run.trial, run.share, run.noise) == (0, 1.0, 0.0)
+    if example is not None and is_first and run.row in SHOWN_ROWS:
+        write_bytes(bench.out / "examples" / f"{run.task}-{run.row}.png", example.draw())
     write_json(bench.result_file(run), {**result, "log": f"logs/{name}.log"})
     (bench.out / "failed" / f"{name}.json").unlink(missing_ok=True)
     shutil.rmtree(folder)  # its checkpoints have served
@@ -226,15 +227,3 @@ def peak_bytes(device: torch.device) -> int | None:
         return int(torch.cuda.max_memory_allocated(device))
     peak = peak_memory_mib()
     return None if peak is None else peak * MIB
-
-
-def _write_example(example: Example, path: Path) -> None:
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(
-            stream,
-            image=example.image,
-            truth=example.truth.astype(np.uint8),
-            predicted=example.predicted.astype(np.uint8),
-            spacing_mm=np.asarray(example.spacing_mm, float),
-            case=np.asarray(example.case),
-        )
