@@ -189,13 +189,18 @@ def test_a_part_of_the_network_can_be_trained_alone(tmp_path, folders, weights, 
     assert (moved < 1e-5) == (train == "head")
 
 
-def test_scans_are_classified_by_folder(tmp_path, weights):
+def write_classes(folder: Path) -> None:
+    """Write six synthetic CTs of 2 mm, dark and bright, in a folder of each class."""
     for number in range(6):
         rng = np.random.default_rng(number)
         array = rng.normal(-900 + 800 * (number % 2), 30, (20, 18, 16)).astype(np.int16)
-        folder = tmp_path / "scans" / ("bright" if number % 2 else "dark")
-        folder.mkdir(parents=True, exist_ok=True)
-        umh.save_volume(umh.Volume(array, SPACING), folder / f"scan{number}.nii.gz")
+        own = folder / ("bright" if number % 2 else "dark")
+        own.mkdir(parents=True, exist_ok=True)
+        umh.save_volume(umh.Volume(array, SPACING), own / f"scan{number}.nii.gz")
+
+
+def test_scans_are_classified_by_folder(tmp_path, weights):
+    write_classes(tmp_path / "scans")
     out = tmp_path / "out"
     result = finetune(
         out, images=tmp_path / "scans", task="classification", modality="CT", weights=weights,
@@ -204,6 +209,22 @@ def test_scans_are_classified_by_folder(tmp_path, weights):
     assert set(result.metrics["arms"]["pretrained"]["results"]) >= {"auc", "accuracy"}
     model = umh.load_classifier(out)
     assert model.config.labels == {0: "bright", 1: "dark"}
+
+
+def test_a_classifier_from_weights_of_native_spacing_has_one_grid_for_all_scans(tmp_path):
+    write_classes(tmp_path / "scans")
+    native = umh.save_pretrained(
+        build_model(None, num_classes=1, arguments={"width": 2}, seed=3),
+        tmp_path / "native",
+        license="apache-2.0",
+        preprocessing=umh.Preprocessing(spacing=None),
+    )
+    finetune(
+        tmp_path / "out", images=tmp_path / "scans", task="classification", modality="CT",
+        weights=native, progress=False, steps=2, device="cpu",
+    )  # fmt: skip
+    model = umh.load_classifier(tmp_path / "out")
+    assert model.preprocessing.spacing == (2.0, 2.0, 2.0)
 
 
 def test_a_time_budget_chooses_the_steps(tmp_path, folders, weights):
