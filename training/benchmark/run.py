@@ -4,9 +4,10 @@
     python -m training.benchmark --plan benchmark_paper -o OUT luna16=DIR lits2017=DIR \
         brats2018=DIR msd_heart=DIR mmwhs=DIR adni=DIR
 
-The same command goes on where an interrupted one stopped; SIGTERM and Ctrl-C save first. Exit
-codes: 0 done; 2 the input is at fault, and nothing was trained; 4 some runs failed, which the end
-lists and the next start tries again; 130 and 143 signals.
+The same command goes on where an interrupted one stopped; SIGTERM and Ctrl-C save first. ``--rows``
+and ``--tasks`` do a part of it, which counts for the whole. Exit codes: 0 done; 2 the input is at
+fault, and nothing was trained; 4 some runs failed, which the end lists and the next start tries
+again; 130 and 143 signals.
 """
 
 import argparse
