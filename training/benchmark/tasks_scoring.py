@@ -4,6 +4,7 @@ The test part of a task is read here and nowhere else, after the last step of a 
 draws the curves of Fig. 4; nothing is chosen by it.
 """
 
+import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,7 +45,19 @@ class Example:
             in_ras(Volume(labels.astype(np.int16), self.volume.affine))[0]
             for labels in (self.truth, self.predicted)
         )
-        return three_planes(image, truth, predicted, spacing)
+        return few_colors(three_planes(image, truth, predicted, spacing))
+
+
+def few_colors(png: bytes) -> bytes:
+    """Return a picture in 256 colors: two fifths of the size, and a page holds nine of them."""
+    images = needed("PIL.Image", "pillow")
+    with images.open(io.BytesIO(png)) as picture:
+        small = picture.convert("RGB").quantize(
+            256, method=images.Quantize.MAXCOVERAGE, dither=images.Dither.NONE
+        )
+    stream = io.BytesIO()
+    small.save(stream, "PNG", optimize=True)
+    return stream.getvalue()
 
 
 def segment(
