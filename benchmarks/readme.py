@@ -21,7 +21,12 @@ def main() -> None:
 
 def written(text: str) -> str:
     """Return README's text with every measured passage as the result files have it."""
-    passages = {"package-size": package_size(), "embed-ct": embed_ct(), "release": release()}
+    passages = {
+        "package-size": package_size(),
+        "embed-ct": embed_ct(),
+        "release": release(),
+        "benchmark": benchmark(),
+    }
     for name, passage in passages.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         before, _, rest = text.partition(begin)
@@ -81,6 +86,24 @@ def release() -> str:
             title = f"({task['letter']}) {task['title']}"
             lines.append(f"| {title} | {share} % | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def benchmark() -> str:
+    """Say what the benchmark on synthetic scans found, and how much of it was run."""
+    report = read("benchmark_mini/report.json")
+    lines = [
+        f"{report['runs']} of {report['runs_planned']} planned runs are done "
+        f"({report['core_or_gpu_hours']:.1f} core hours without pre-training; "
+        f"{', '.join(report['hardware'])}; {', '.join(report['dates'])}).",
+    ]
+    for title in ("Table III: ways to start", "Table IV: parts of the method"):
+        table = report["tables"][title]
+        ours = [i for i, name in enumerate(table["head"]) if "reported in the paper" not in name]
+        lines += ["", f"**{title}**, on synthetic scans. {table['note']}", ""]
+        lines.append("| " + " | ".join(table["head"][i] for i in ours) + " |")
+        lines.append("|---|" + "---:|" * (len(ours) - 1))
+        lines += ["| " + " | ".join(row[i] for i in ours) + " |" for row in table["rows"]]
+    return "\n".join([*lines, "", *(f"- {line}" for line in report["summary"])])
 
 
 def above_scratch(row: dict[str, Any]) -> str:

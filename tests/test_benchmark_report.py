@@ -249,6 +249,17 @@ def test_missing_runs_are_named_and_other_configurations_left_alone(out: Path) -
     assert "100.00" not in row
 
 
+def test_a_mean_of_fewer_trials_than_planned_says_so(out: Path) -> None:
+    write_report(out)
+    assert "(n = " not in (out / "report.md").read_text()
+    (out / "runs" / f"{run_name('genesis', 'bts', 0)}.json").unlink()
+    write_report(out)
+    table = (out / "report.md").read_text().split("\n## Table III: ways to start\n")[1]
+    genesis = next(line for line in table.splitlines() if line.startswith("| Models Genesis"))
+    assert genesis.count("(n = 2)") == 1
+    assert "(n = " not in next(line for line in table.splitlines() if "| Universal" in line)
+
+
 def test_failures_are_listed_also_those_of_probes(out: Path) -> None:
     (out / "failed" / "probes-universal.json").write_text(
         json.dumps({"name": "probes-universal", "row": "universal", "error": "E: no <cubes>"})

@@ -85,7 +85,7 @@ def scores_view(results: Results, table: Table, title: str) -> View:
         for task in table.tasks:
             runs = table.select(row, task)
             own = spread(runs, results.metric(task))
-            cells.append(spread_cell(own, runs, results.is_missing(row)))
+            cells.append(spread_cell(own, runs, table.trials, results.is_missing(row)))
             pair = reported.get(task)
             cells.append(Cell(f"{pair[0]:.2f} ± {pair[1]:.2f}", pair[0]) if pair else Cell(NOTHING))
         rows.append(tuple(cells))
@@ -115,7 +115,7 @@ def other_metrics_view(results: Results, table: Table, title: str) -> View:
         for task, name in others:
             runs = table.select(row, task)
             own = spread(runs, name)
-            cells.append(spread_cell(own, runs, results.is_missing(row)))
+            cells.append(spread_cell(own, runs, table.trials, results.is_missing(row)))
         rows.append(tuple(cells))
     note = (
         "HD95 is over the cases in which something was found; accuracy and sensitivity are "
@@ -186,7 +186,7 @@ def labels_view(results: Results) -> View | None:
             means = [spread(runs, metric) for runs in selected]
             cells = [Cell(task, task), Cell(results.title(row), results.title(row))]
             cells += [
-                spread_cell(own, runs, results.is_missing(row))
+                spread_cell(own, runs, table.trials, results.is_missing(row))
                 for own, runs in zip(means, selected, strict=True)
             ]
             saved = None
@@ -348,13 +348,12 @@ def published_scores(row: str, suffix: str = "") -> Mapping[str, tuple[float, fl
     return {}
 
 
-def spread_cell(own: Spread, runs: Sequence[Result], missing: str) -> Cell:
-    """Return mean and standard deviation, or why there is none."""
+def spread_cell(own: Spread, runs: Sequence[Result], trials: int, missing: str) -> Cell:
+    """Return mean and standard deviation, with their number if trials are missing; or why none."""
     if own.mean is None:
         return Cell(UNDEFINED if runs else missing or PENDING)
-    if own.sd is None:
-        return Cell(f"{own.mean:.2f} (n = 1)", own.mean)
-    return Cell(f"{own.mean:.2f} ± {own.sd:.2f}", own.mean)
+    text = f"{own.mean:.2f}" if own.sd is None else f"{own.mean:.2f} ± {own.sd:.2f}"
+    return Cell(text if own.n == trials else f"{text} (n = {own.n})", own.mean)
 
 
 def p_cell(p: float | None) -> Cell:
