@@ -91,11 +91,18 @@ def release() -> str:
 def benchmark() -> str:
     """Say what the benchmark on synthetic scans found, and how much of it was run."""
     report = read("benchmark_mini/report.json")
+    commits = ", ".join(commit[:7] for commit in report["commits"])
     lines = [
-        f"{report['runs']} of {report['runs_planned']} planned runs are done "
-        f"({report['core_or_gpu_hours']:.1f} core hours without pre-training; "
-        f"{', '.join(report['hardware'])}; {', '.join(report['dates'])}).",
+        f"{report['runs']} of {report['runs_planned']} planned runs are done, by `python -m "
+        f"training.benchmark --plan {report['plan']}`: {report['core_or_gpu_hours']:.1f} core "
+        f"hours without pre-training; {'; '.join(report['hardware'])}; "
+        f"{', '.join(report['dates'])}; commits {commits}; the number of a trial is its seed."
     ]
+    if report["runs"] < report["runs_planned"]:
+        lines[0] += (
+            " **The run is not finished**: where a start has fewer trials (n), its comparisons at "
+            "the end stand on these few, and may yet turn."
+        )
     for title in ("Table III: ways to start", "Table IV: parts of the method"):
         table = report["tables"][title]
         ours = [i for i, name in enumerate(table["head"]) if "reported in the paper" not in name]
