@@ -327,13 +327,20 @@ def probes_view(results: Results) -> View | None:
         note=(
             "AUC of a linear probe on the embedding of cubes of test scans, mean ± standard "
             "deviation over splits by subject, which share subjects. modality: CT or MR, which "
-            "MIAL wants features not to tell (0.5: they do not); modality_same_anatomy: the same "
-            "within hearts alone. For the others more is better."
+            "MIAL wants features not to tell (0.5: they do not); same anatomy: within hearts "
+            "alone. For the others more is better."
         ),
-        head=("encoder", *questions),
+        head=("encoder", *(_question_title(question) for question in questions)),
         rows=tuple(rows),
         numeric=tuple(range(1, len(questions) + 1)),
     )
+
+
+def _question_title(question: str) -> str:
+    """Return a heading that a page can break into lines: "foreground, las_ct"."""
+    if question == "modality_same_anatomy":
+        return "modality, same anatomy"
+    return question.replace("foreground_", "foreground, ")
 
 
 PROBE_TITLES = {"random": "Random weights", "handmade": "Hand-made features"}
