@@ -260,6 +260,21 @@ def test_a_mean_of_fewer_trials_than_planned_says_so(out: Path) -> None:
     assert "(n = " not in next(line for line in table.splitlines() if "| Universal" in line)
 
 
+def test_the_cost_of_a_start_stands_by_machine(out: Path) -> None:
+    path = out / "runs" / f"{run_name('scratch', 'bts', 1)}.json"
+    elsewhere = {"gpu": "some GPU", "processor": "some CPU", "torch": "2"}
+    content = json.loads(path.read_text()) | {"hardware": elsewhere, "seconds": 60.0}
+    path.write_text(json.dumps(content))
+    write_report(out)
+    cost = json.loads((out / "report.json").read_text())["tables"]["Cost"]
+    rows = [dict(zip(cost["head"], row, strict=True)) for row in cost["rows"]]
+    assert [
+        (row["machine"], row["seconds, training"], row["runs"])
+        for row in rows
+        if (row["start"], row["task"]) == ("From scratch", "bts")
+    ] == [("some CPU, torch 2", "7200", "2"), ("some GPU, torch 2", "60", "1")]
+
+
 def test_failures_are_listed_also_those_of_probes(out: Path) -> None:
     (out / "failed" / "probes-universal.json").write_text(
         json.dumps({"name": "probes-universal", "row": "universal", "error": "E: no <cubes>"})

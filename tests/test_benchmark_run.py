@@ -18,10 +18,12 @@ from training.benchmark.plan import Run, load_plan
 from training.benchmark.pool import KILLED, open_pool
 from training.benchmark.rows import build_network, get_row
 from training.benchmark.sources import open_source
+from training.benchmark.stages import open_bench
 from training.benchmark.tasks import TASKS
 from training.benchmark.tasks_data import prepare_case
 from training.benchmark.tasks_training import open_training
 from training.benchmark.trial import Curve, Trial, network_facts, run_trial
+from universal_model_hub.errors import ConfigError
 from universal_model_hub.files import parse_json
 
 ROOT = Path(__file__).parent.parent
@@ -141,6 +143,13 @@ def test_a_run_that_cannot_be_fails_with_its_reason_in_the_log(bench):
         record.write_bytes(content)
     assert case.id in (bench.out / "logs" / f"{bench.name(run)}.log").read_text()
     assert not bench.is_finished(run)
+
+
+def test_a_missing_package_is_told_before_anything_is_written(bench, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="got no monai, scikit-learn, matplotlib"):
+        open_bench(bench.plan, {}, tmp_path / "work", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_curve_goes_on_where_its_file_ends(tmp_path):

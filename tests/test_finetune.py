@@ -1,6 +1,7 @@
 """Fine-tuning from folders on disk to a model folder, its metrics and its page."""
 
 import csv
+import importlib.util
 import json
 import os
 import shutil
@@ -134,6 +135,18 @@ def test_bad_data_is_told_all_at_once_and_nothing_is_written(tmp_path, folders, 
         finetune(tmp_path / "out", **folders, weights=weights, progress=False, **QUICK)
     for name in ("case0", "case1", "case2"):
         assert name in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_package_is_told_before_anything_is_trained(
+    tmp_path, folders, weights, monkeypatch
+):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "monai" else found(name)
+    )
+    with pytest.raises(ConfigError, match=r"got no monai\. .*universal_model_hub\[finetune\]"):
+        finetune(tmp_path / "out", **folders, weights=weights, progress=False, **QUICK)
     assert not (tmp_path / "out").exists()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from training.benchmark.figures import curves_figure, example_pictures, labels_figure
 from training.benchmark.findings import Finding, findings, summary
-from training.benchmark.results import NAMES, Result, Results, read_results
+from training.benchmark.results import NAMES, Results, read_results
 from training.benchmark.tables import (
     View,
     cost_view,
@@ -89,7 +89,7 @@ def facts(results: Results) -> dict[str, Any]:
             sum(run.content[part] for run in runs for part in seconds) / 3600, 2
         ),
         "commits": sorted({run.content["commit"] for run in runs}),
-        "hardware": sorted({_machine(run) for run in runs}),
+        "hardware": sorted({run.machine for run in runs}),
         "dates": sorted({run.content["date"] for run in runs}),
         "data": dict(results.plan["data"]),
     }
@@ -248,12 +248,6 @@ def _short(commit: str) -> str:
     """Return a commit as pages show it: ``+changes`` stays."""
     number, plus, changes = commit.partition("+")
     return number[:9] + plus + changes
-
-
-def _machine(run: Result) -> str:
-    hardware = run.content["hardware"]
-    known = [hardware[name] for name in ("gpu", "processor") if hardware.get(name)]
-    return f"{known[0] if known else 'unknown'}, torch {hardware.get('torch', '?')}"
 
 
 if __name__ == "__main__":

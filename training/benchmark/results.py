@@ -37,6 +37,13 @@ class Result:
     curve: Sequence[Mapping[str, float]]  # step, validation
     content: Mapping[str, Any]  # of the whole file
 
+    @property
+    def machine(self) -> str:
+        """What the run was computed on: GPU or processor, and the version of torch."""
+        hardware = self.content["hardware"]
+        known = [hardware[name] for name in ("gpu", "processor") if hardware.get(name)]
+        return f"{known[0] if known else 'unknown'}, torch {hardware.get('torch', '?')}"
+
     def value(self, metric: str) -> float | None:
         """Return a metric: percent, or mm of a distance."""
         found = self.metrics[metric]

@@ -35,6 +35,7 @@ from training.metrics import commit
 from universal_model_hub.cli.stopping import stoppable
 from universal_model_hub.devices import refuse_emulated_bfloat16
 from universal_model_hub.errors import ConfigError
+from universal_model_hub.extras import refuse_missing
 from universal_model_hub.files import parse_json, write_json
 from universal_model_hub.preprocess import Preprocessing
 
@@ -62,9 +63,11 @@ def open_bench(plan: Plan, folders: Mapping[str, Path], work: Path, out: Path) -
     """Check all data and everything that runs depend on, before anything trains.
 
     Raises:
-        ConfigError: If a data set is missing, damaged or split otherwise before.
+        ConfigError: If a data set is missing, damaged or split otherwise before, or a package that
+            the tests need is not installed.
         WeightsError: If weights that the user brought are of another network.
     """
+    refuse_missing()
     for folder, names in ((out, OUT_FOLDERS), (work, WORK_FOLDERS)):
         for name in names:
             (folder / name).mkdir(parents=True, exist_ok=True)

@@ -275,27 +275,33 @@ def findings_view(found: Sequence[Finding], results: Results) -> View:
 
 
 def cost_view(results: Results) -> View:
-    """Return what a run of each start costs, by task."""
+    """Return what a run of each start costs, by task and machine."""
     rows = []
-    runs = list(results.runs.values())
+    runs = [run for run in results.runs.values() if (run.share, run.noise) == (1.0, 0.0)]
     for row in results.plan["rows"]:
         for task in results.plan["tasks"]:
-            own = [r for r in runs if (r.row, r.task, r.share, r.noise) == (row, task, 1.0, 0.0)]
-            if own:
-                rows.append((Cell(results.title(row), results.title(row)), *_cost_cells(task, own)))
+            by_machine: dict[str, list[Result]] = {}
+            for run in runs:
+                if (run.row, run.task) == (row, task):
+                    by_machine.setdefault(run.machine, []).append(run)
+            rows += [
+                (Cell(results.title(row), results.title(row)), *_cost_cells(task, name, own))
+                for name, own in sorted(by_machine.items())
+            ]
     return View(
         title="Cost",
         note=(
-            "Of one run with all labels: median over trials. GMAC (1e9 multiply-adds) of the "
-            "forward pass of one training input; seconds of the steps and of the test; memory is "
-            "the peak of the process, with the data in it. Runs shared the machine."
+            "Of one run with all labels: median over the trials on a machine. GMAC (1e9 "
+            "multiply-adds) of the forward pass of one training input; seconds of the steps and of "
+            "the test; memory is the peak of the process, with the data in it, or that on its GPU. "
+            "Runs shared the machine."
         ),
         head=(
             "start", "task", "parameters", "GMAC", "input", "seconds, training", "seconds, test",
-            "peak memory, GiB", "hours of pre-training",
+            "peak memory, GiB", "hours of pre-training", "machine", "runs",
         ),
         rows=tuple(rows),
-        numeric=(2, 3, 5, 6, 7, 8),
+        numeric=(2, 3, 5, 6, 7, 8, 10),
     )  # fmt: skip
 
 
@@ -370,7 +376,7 @@ def p_cell(p: float | None) -> Cell:
     return Cell("< 0.001" if p < 0.001 else f"{p:.3f}", p)
 
 
-def _cost_cells(task: str, own: Sequence[Result]) -> tuple[Cell, ...]:
+def _cost_cells(task: str, machine: str, own: Sequence[Result]) -> tuple[Cell, ...]:
     network: Mapping[str, Any] = own[0].content["network"]
     peaks = [r.content["network"]["peak_bytes"] for r in own if r.content["network"]["peak_bytes"]]
     seconds = median(r.content["seconds"] for r in own)
@@ -387,6 +393,8 @@ def _cost_cells(task: str, own: Sequence[Result]) -> tuple[Cell, ...]:
         Cell(f"{testing:.0f}", testing),
         Cell(NOTHING) if peak is None else Cell(f"{peak:.2f}", peak),
         Cell(NOTHING) if hours is None else Cell(f"{hours:.2f}", hours),
+        Cell(machine, machine),
+        Cell(str(len(own)), len(own)),
     )
 
 

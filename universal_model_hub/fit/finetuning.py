@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from universal_model_hub.errors import CheckpointError, ConfigError
+from universal_model_hub.extras import refuse_missing
 from universal_model_hub.files import parse_json, write_json
 from universal_model_hub.fit.arms import Stopped, new_model, prepare_training, samplers
 from universal_model_hub.fit.data.cases import Task
@@ -114,7 +115,7 @@ def finetune(
 
     Raises:
         ConfigError: If an option or the data cannot be used: everything that is wrong at once, and
-            nothing is written.
+            nothing is written; or if what the ``[finetune]`` extra brings is not installed.
         CheckpointError: If the loss is not finite, or an unfinished run in ``output`` was for
             something else.
         KeyboardInterrupt: If a signal ended it; the same call goes on from there.
@@ -143,6 +144,7 @@ def run_request(
     request: Request, output: Path, process: Process, *, force: bool, progress: bool
 ) -> FinetuneResult:
     """Do what is asked for; each of several processes runs this."""
+    refuse_missing()
     check_output(output, force=force)
     progress = progress and process.is_main
     plan = make_plan(request, process.device, progress=progress)
