@@ -91,6 +91,17 @@ def test_a_network_may_have_a_precision_of_its_own():
         load_plan("benchmark_mini", ['networks.i3d.precision="int8"'])
 
 
+def test_networks_that_reach_past_a_cube_are_scored_in_windows_of_it():
+    plan = load_plan("benchmark_mini")
+    assert plan.window(Run(0, "las_ct", "med3d")) == (32, 32, 32)
+    assert plan.window(Run(0, "las_ct", "i3d_pretrained")) == (32, 32, 32)
+    assert plan.window(Run(0, "las_ct", "universal")) is None
+    assert plan.window(Run(0, "adc", "med3d")) is None  # whole scans, as it trains
+    assert load_plan("benchmark_paper").window(Run(0, "bts", "med3d")) == (64, 64, 32)
+    with pytest.raises(ConfigError, match="tiling"):
+        load_plan("benchmark_mini", ['networks.i3d.tiling="round"'])
+
+
 def test_bfloat16_that_a_processor_would_emulate_is_refused_with_what_to_set(monkeypatch):
     monkeypatch.setattr("universal_model_hub.devices.cpu_has_bfloat16", lambda: False)
     with pytest.raises(ConfigError, match=r"AVX-512.*--set 'networks\.unet3d") as caught:

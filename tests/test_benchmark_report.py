@@ -73,7 +73,8 @@ def result(
         "curve": [{"step": 5, "validation": 0.1}, {"step": 10, "validation": 0.4}],
         "network": {"name": "unet3d", "parameters": 1234, "gmac": 0.5, "peak_bytes": 2**30,
                     "input": [8, 8, 8]},
-        "pretraining": None, "commit": "c" * 40, "date": "2026-01-01", "log": "logs/x.log",
+        "config": {}, "pretraining": None, "commit": "c" * 40,
+        "date": "2026-01-01", "log": "logs/x.log",
         "hardware": {"processor": "some CPU", "torch": "2"},
         "seconds": 7200.0, "validation_seconds": 0.0, "test_seconds": 0.0, **given,
     }  # fmt: skip
@@ -258,6 +259,17 @@ def test_a_mean_of_fewer_trials_than_planned_says_so(out: Path) -> None:
     genesis = next(line for line in table.splitlines() if line.startswith("| Models Genesis"))
     assert genesis.count("(n = 2)") == 1
     assert "(n = " not in next(line for line in table.splitlines() if "| Universal" in line)
+
+
+def test_rows_that_were_scored_in_windows_are_named(out: Path) -> None:
+    write_report(out)
+    assert "windows of the training cube" not in (out / "report.md").read_text()
+    path = out / "runs" / f"{run_name('scratch', 'bts', 1)}.json"
+    content = json.loads(path.read_text()) | {"config": {"window": [8, 8, 8]}}
+    path.write_text(json.dumps(content))
+    write_report(out)
+    text = (out / "report.md").read_text()
+    assert "From scratch: segmented in windows of the training cube" in text
 
 
 def test_the_cost_of_a_start_stands_by_machine(out: Path) -> None:

@@ -21,7 +21,13 @@ from training.benchmark.tasks_candidates import (
     thinned,
 )
 from training.benchmark.tasks_data import open_cases, prepare_case, task_labels
-from training.benchmark.tasks_scoring import classification_metrics, segmentation_metrics
+from training.benchmark.tasks_scoring import (
+    AS_IT_IS,
+    Passes,
+    classification_metrics,
+    segment,
+    segmentation_metrics,
+)
 from training.corpora import get_corpus
 from training.corpora.case import Case
 from training.corpora.splits import split
@@ -264,6 +270,36 @@ def test_every_candidate_is_scored_once_in_order():
     assert scores.shape == (303,)
     assert (scores[:3] > 0.5).all()
     assert (scores[3:] < 0.5).all()
+
+
+class Seen(torch.nn.Module):
+    """Says class 1 where a voxel is brighter than a half, and keeps the sizes that it saw."""
+
+    stride, halo = 1, 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+        self.sizes: list[tuple[int, ...]] = []
+
+    def __deepcopy__(self, memo: dict) -> "Seen":
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (N, 1, X, Y, Z) to logits (N, 2, X, Y, Z)."""
+        self.sizes.append(tuple(x.shape[2:]))
+        return torch.cat([torch.full_like(x, 0.5), x], dim=1)
+
+
+def test_a_scan_passes_whole_or_in_windows_of_the_training_cube():
+    scan = Volume(np.random.default_rng(0).random((20, 16, 12), np.float32), np.eye(4))
+    found = {}
+    for window in (None, (8, 8, 4)):
+        model = Seen().train(False)
+        found[window] = segment(model, scan, "MR", AS_IT_IS, Passes(2**30, window))
+        assert model.sizes[-1] == (window or (20, 16, 12))
+    np.testing.assert_array_equal(found[None], scan.array > 0.5)
+    np.testing.assert_array_equal(found[8, 8, 4], found[None])
 
 
 def test_metrics_are_those_of_small_examples():

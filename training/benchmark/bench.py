@@ -98,6 +98,9 @@ class Bench:
         if run.task == "lnc":
             names = ("positive_share", "candidates", "validation_candidates")
             config["candidates"] = {name: getattr(task_plan, name) for name in names}
+        window = self.plan.window(run)
+        if window is not None:
+            config["window"] = window
         return dict(plain(config))
 
     def key(self, run: Run) -> str:

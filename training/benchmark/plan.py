@@ -23,6 +23,8 @@ SECTIONS = (
     "tasks", "networks", "pretraining", "rows", "tables",
 )  # fmt: skip
 
+Tiling = Literal["exact", "gaussian"]  # of ``predict``
+
 
 @dataclass(frozen=True, order=True)
 class Run:
@@ -93,6 +95,7 @@ class Plan:
     phantoms: PhantomPlan | None = None
     networks: dict[str, dict[str, Any]] = field(default_factory=dict)  # arguments by architecture
     precisions: dict[str, str] = field(default_factory=dict)  # by architecture
+    tilings: dict[str, Tiling] = field(default_factory=dict)  # by architecture; else "exact"
     brought: dict[str, str] = field(default_factory=dict)  # row: model folder of the user's
     pretraining: dict[str, Any] = field(default_factory=dict)  # laid over every recipe
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)  # laid over one of them
@@ -130,6 +133,16 @@ class Plan:
         settings = self.tasks[run.task].settings
         precision = self.precisions.get(get_row(run.row).network, settings.precision)
         return replace(settings, seed=run.trial, precision=precision)
+
+    def window(self, run: Run) -> tuple[int, int, int] | None:
+        """Return the (x, y, z) of the Gaussian windows a run is scored in; None: whole scans.
+
+        A network whose deepest kernels reach past the maps of a training cube has weights that
+        were never trained; one pass over a whole scan would use them.
+        """
+        tiled = self.tilings.get(get_row(run.row).network) == "gaussian"
+        is_cut = get_task(run.task).unit == "cubes"
+        return self.settings(run).cube if tiled and is_cut else None
 
     def recipe(self, row: str, task: str | None = None) -> Recipe | None:
         """Return the recipe that pre-trains a row, with what this plan changes of it.
@@ -195,6 +208,7 @@ def _plan(values: Mapping[str, Any], file: Path) -> Plan:
     phantoms = values.get("phantoms")
     networks = {name: dict(v) for name, v in _table(values, "networks").items()}
     precisions = {name: v.pop("precision") for name, v in networks.items() if "precision" in v}
+    tilings = {name: v.pop("tiling") for name, v in networks.items() if "tiling" in v}
     return Plan(
         name=str(values.get("name", file.stem)),
         title=str(values.get("title", "")),
@@ -204,6 +218,7 @@ def _plan(values: Mapping[str, Any], file: Path) -> Plan:
         phantoms=None if phantoms is None else build(PhantomPlan, phantoms, "phantoms"),
         networks=networks,
         precisions=build(dict[str, str], precisions, "precision in networks"),
+        tilings=build(dict[str, Tiling], tilings, "tiling in networks"),
         brought={
             name: build(str, row.get("weights"), f"rows.{name}.weights")
             for name, row in _brought(_table(values, "rows")).items()

@@ -162,7 +162,21 @@ def _state(results: Results) -> list[str]:
             f"{', '.join(_short(commit) for commit in known['commits'])}. "
             f"Dates: {', '.join(known['dates'])}. The number of a trial is its seed."
         )
-    return lines + _retrained(results)
+    return [*lines, *_windows(results), *_retrained(results)]
+
+
+def _windows(results: Results) -> list[str]:
+    """Name the rows that are scored in windows, and say why."""
+    known = {run.row for run in results.runs.values() if "window" in run.content["config"]}
+    titles = [results.title(row) for row in results.plan["rows"] if row in known]
+    if not titles:
+        return []
+    return [
+        f"{'; '.join(titles)}: segmented in windows of the training cube, half overlapping, with "
+        "Gaussian weights. Their deepest kernels reach past the maps of such a cube, so one pass "
+        "over a whole scan would use weights that were never trained. All others segment as in one "
+        "pass."
+    ]
 
 
 def _retrained(results: Results) -> list[str]:

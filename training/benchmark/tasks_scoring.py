@@ -60,26 +60,37 @@ def few_colors(png: bytes) -> bytes:
     return stream.getvalue()
 
 
+@dataclass(frozen=True)
+class Passes:
+    """How whole scans go through a network."""
+
+    memory: int  # bytes
+    window: tuple[int, int, int] | None = None  # voxels of the model grid; None: as in one pass
+
+
 def segment(
-    model: nn.Module, volume: Volume, modality: str, preprocessing: Preprocessing, memory: int
+    model: nn.Module, volume: Volume, modality: str, preprocessing: Preprocessing, passes: Passes
 ) -> np.ndarray:
     """Return the labels (X, Y, Z) that a trained network gives a whole scan, on its own grid."""
+    windows: dict[str, Any] = {}
+    if passes.window is not None:
+        windows = {"tiling": "gaussian", "window": passes.window}
     vars(model)["preprocessing"] = preprocessing
     vars(model)["head_trained"] = True
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PredictWarning)  # nothing found is a score, too
-        found = predict(model, volume, modality=modality, memory_limit=memory)
+        found = predict(model, volume, modality=modality, memory_limit=passes.memory, **windows)
     return np.asarray(found.array)
 
 
 def validation_dice(
-    model: nn.Module, cases: Sequence[tuple[np.ndarray, np.ndarray]], memory: int
+    model: nn.Module, cases: Sequence[tuple[np.ndarray, np.ndarray]], passes: Passes
 ) -> float:
     """Return the mean Dice over (image, labels) pairs (X, Y, Z) of the model grid."""
     scores = []
     for image, labels in cases:
         volume = Volume(np.asarray(image, np.float32), np.eye(4))
-        scores.append(mask_dice(segment(model, volume, "MR", AS_IT_IS, memory), labels))
+        scores.append(mask_dice(segment(model, volume, "MR", AS_IT_IS, passes), labels))
     return float(np.mean(scores))
 
 
@@ -88,7 +99,7 @@ def test_segmentation(
     task: TargetTask,
     cases: Sequence[Case],
     preprocessing: Preprocessing,
-    memory: int,
+    passes: Passes,
 ) -> tuple[list[dict[str, Any]], Example]:
     """Score a network on whole scans.
 
@@ -101,7 +112,7 @@ def test_segmentation(
         corpus = get_corpus(case.corpus)
         volume = corpus.load(case)
         truth = task_labels(task, corpus.load_labels(case), volume, case)
-        predicted = segment(model, volume, case.modality, preprocessing, memory)
+        predicted = segment(model, volume, case.modality, preprocessing, passes)
         (score,) = segmentation_scores(
             predicted.astype(np.int16), truth.astype(np.int16), volume.spacing, {1: task.classes[1]}
         )

@@ -22,6 +22,7 @@ from training.benchmark.tasks_candidates import (
 from training.benchmark.tasks_data import GridCase, open_cases
 from training.benchmark.tasks_scoring import (
     Example,
+    Passes,
     auc,
     scan_score,
     test_scans,
@@ -69,7 +70,7 @@ def _cubes(bench: Bench, run: Run, sides: Sides, device: torch.device) -> TaskTr
     del device  # predict runs where the model is
     task, settings = TASKS[run.task], bench.plan.settings(run)
     preprocessing = bench.plan.task_preprocessing(run.task)
-    memory = int(bench.plan.memory_gib * GIB)
+    passes = Passes(int(bench.plan.memory_gib * GIB), bench.plan.window(run))
     trained = open_cases(sides.train, bench.prepared(run.task))
     facts: dict[str, Any] = {}
     labels = [_labels(case) for case in trained]
@@ -91,11 +92,11 @@ def _cubes(bench: Bench, run: Run, sides: Sides, device: torch.device) -> TaskTr
     pairs = [(case.image, _labels(case)) for case in validating]
 
     def test(model: nn.Module) -> Tested:
-        return test_segmentation(model, task, sides.test, preprocessing, memory)
+        return test_segmentation(model, task, sides.test, preprocessing, passes)
 
     return TaskTraining(
         CubeSampler(loaded, settings, NUM_CLASSES),
-        lambda model: validation_dice(model, pairs, memory),
+        lambda model: validation_dice(model, pairs, passes),
         test,
         facts,
     )
