@@ -284,7 +284,7 @@ def test_the_cost_of_a_start_stands_by_machine(out: Path) -> None:
         (row["machine"], row["seconds, training"], row["runs"])
         for row in rows
         if (row["start"], row["task"]) == ("From scratch", "bts")
-    ] == [("some CPU, torch 2", "7200", "2"), ("some GPU, torch 2", "60", "1")]
+    ] == [("some CPU", "7200", "2"), ("some GPU", "60", "1")]
 
 
 def test_failures_are_listed_also_those_of_probes(out: Path) -> None:

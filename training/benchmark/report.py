@@ -89,7 +89,9 @@ def facts(results: Results) -> dict[str, Any]:
             sum(run.content[part] for run in runs for part in seconds) / 3600, 2
         ),
         "commits": sorted({run.content["commit"] for run in runs}),
-        "hardware": sorted({run.machine for run in runs}),
+        "hardware": sorted(
+            {f"{run.machine}, torch {run.content['hardware'].get('torch', '?')}" for run in runs}
+        ),
         "dates": sorted({run.content["date"] for run in runs}),
         "data": dict(results.plan["data"]),
     }

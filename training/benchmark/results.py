@@ -39,10 +39,10 @@ class Result:
 
     @property
     def machine(self) -> str:
-        """What the run was computed on: GPU or processor, and the version of torch."""
+        """The GPU or processor that the run was computed on."""
         hardware = self.content["hardware"]
         known = [hardware[name] for name in ("gpu", "processor") if hardware.get(name)]
-        return f"{known[0] if known else 'unknown'}, torch {hardware.get('torch', '?')}"
+        return str(known[0]).replace("(R)", "") if known else "unknown"
 
     def value(self, metric: str) -> float | None:
         """Return a metric: percent, or mm of a distance."""

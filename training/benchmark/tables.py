@@ -297,11 +297,11 @@ def cost_view(results: Results) -> View:
             "Runs shared the machine."
         ),
         head=(
-            "start", "task", "parameters", "GMAC", "input", "seconds, training", "seconds, test",
-            "peak memory, GiB", "hours of pre-training", "machine", "runs",
+            "start", "task", "machine", "runs", "parameters", "GMAC", "input", "seconds, training",
+            "seconds, test", "peak memory, GiB", "hours of pre-training",
         ),
         rows=tuple(rows),
-        numeric=(2, 3, 5, 6, 7, 8, 10),
+        numeric=(3, 4, 5, 7, 8, 9, 10),
     )  # fmt: skip
 
 
@@ -386,6 +386,8 @@ def _cost_cells(task: str, machine: str, own: Sequence[Result]) -> tuple[Cell, .
     hours = None if trained is None else float(trained["hours"])
     return (
         Cell(task, task),
+        Cell(machine, machine),
+        Cell(str(len(own)), len(own)),
         Cell(f"{network['parameters']:,}", network["parameters"]),
         Cell(f"{network['gmac']:.2f}", network["gmac"]),
         Cell(" x ".join(map(str, network["input"])), str(network["input"])),
@@ -393,8 +395,6 @@ def _cost_cells(task: str, machine: str, own: Sequence[Result]) -> tuple[Cell, .
         Cell(f"{testing:.0f}", testing),
         Cell(NOTHING) if peak is None else Cell(f"{peak:.2f}", peak),
         Cell(NOTHING) if hours is None else Cell(f"{hours:.2f}", hours),
-        Cell(machine, machine),
-        Cell(str(len(own)), len(own)),
     )
 
 
