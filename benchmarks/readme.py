@@ -94,8 +94,8 @@ def benchmark() -> str:
     commits = ", ".join(commit[:7] for commit in report["commits"])
     lines = [
         f"{report['runs']} of {report['runs_planned']} planned runs are done, by `python -m "
-        f"training.benchmark --plan {report['plan']}`: {report['core_or_gpu_hours']:.1f} core "
-        f"hours without pre-training; {'; '.join(report['hardware'])}; "
+        f"training.benchmark --plan {report['plan']}`: {report['core_or_gpu_hours']:.1f} hours "
+        f"of a core or GPU without pre-training; {'; '.join(report['hardware'])}; "
         f"{', '.join(report['dates'])}; commits {commits}; the number of a trial is its seed."
     ]
     if report["runs"] < report["runs_planned"]:
