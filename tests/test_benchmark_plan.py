@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tiny_corpora
+import torch
 
 from training.benchmark.bench import Bench, make_bench
 from training.benchmark.dry_run import describe, finished_seconds, missing_lines, table_rows
@@ -100,6 +101,18 @@ def test_networks_that_reach_past_a_cube_are_scored_in_windows_of_it():
     assert load_plan("benchmark_paper").window(Run(0, "bts", "med3d")) == (64, 64, 32)
     with pytest.raises(ConfigError, match="tiling"):
         load_plan("benchmark_mini", ['networks.i3d.tiling="round"'])
+
+
+@pytest.mark.parametrize("row", ["scratch", "i3d", "med3d", "dense_vnet"])
+def test_the_networks_scored_in_windows_are_those_with_weights_no_cube_trains(row):
+    plan = load_plan("benchmark_mini")
+    arguments = plan.networks[get_row(row).network]
+    model = build_network(get_row(row), TASKS["bts"], arguments, None, 0)
+    cube = torch.rand(2, 1, 32, 32, 32, generator=torch.Generator().manual_seed(0))
+    model(cube).square().sum().backward()
+    kernels = [p.grad for p in model.parameters() if p.ndim == 5 and p.grad is not None]
+    untrained = any((grad.abs().sum(dim=(0, 1)) == 0).any() for grad in kernels)
+    assert untrained == (plan.window(Run(0, "bts", row)) is not None)
 
 
 def test_bfloat16_that_a_processor_would_emulate_is_refused_with_what_to_set(monkeypatch):
