@@ -90,6 +90,27 @@ def test_c04_a_signal_that_a_library_wraps_still_counts(tmp_path):
     assert errors.count("\n") == 1
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_c04_a_signal_in_a_finalizer_still_counts(tmp_path, signum):
+    # Python ignores what is raised in __del__; here the signal can come nowhere else.
+    finalizer = (
+        "class Finalizer:\n"
+        "    def __del__(self):\n"
+        "        import time\n"
+        "        print('ready', flush=True)\n"
+        "        time.sleep(20)\n"
+        "def run(args):\n"
+        "    Finalizer()"
+    )
+    with start("-c", WRITER.replace("def run(args):", finalizer), tmp_path / "x.nii") as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signum)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + signum
+    assert errors == f"umh: error: stopped by {signum.name}; no unfinished file was left behind\n"
+    assert list(tmp_path.iterdir()) in ([], [tmp_path / "x.nii"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_c04_a_stopped_command_leaves_nothing(tmp_path, seed):
