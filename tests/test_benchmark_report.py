@@ -368,10 +368,10 @@ def test_the_report_is_the_same_twice(out: Path) -> None:
 @pytest.mark.parametrize("hashes", ["aaa", "aba"])
 def test_runs_from_two_trainings_of_one_recipe_are_named(out, hashes) -> None:
     for trial, letter in enumerate(hashes):
-        trained = {"sha256": letter * 64, "hours": 0.1}
+        trained = {"recipe": "paper", "sha256": letter * 64, "hours": 0.1}
         cases = segmented(np.full(12, 0.5))
         write(out, result("universal", "bts", trial, cases, pretraining=trained))
     write_report(out)
-    said = "bts: these runs start from 2 trainings of one"
+    said = "weights aaaaaaaa, bts (100% of the labels); weights bbbbbbbb, bts (100% of the labels)."
     for file in ("report.md", "report.html"):
         assert (said in (out / file).read_text()) == (len(set(hashes)) > 1)

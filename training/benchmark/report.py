@@ -14,7 +14,7 @@ from typing import Any
 
 from training.benchmark.figures import curves_figure, example_pictures, labels_figure
 from training.benchmark.findings import Finding, findings, summary
-from training.benchmark.results import NAMES, Results, read_results
+from training.benchmark.results import NAMES, Result, Results, read_results
 from training.benchmark.tables import (
     View,
     cost_view,
@@ -182,17 +182,31 @@ def _windows(results: Results) -> list[str]:
 
 
 def _retrained(results: Results) -> list[str]:
-    """Name the rows whose runs of a task start from different trainings of one recipe."""
-    weights: dict[tuple[str, str], set[str]] = {}
+    """Say which runs start from which of several trainings of one recipe."""
+    recipes: dict[tuple[str, str], dict[str, list[Result]]] = {}
     for run in results.runs.values():
-        if run.content["pretraining"] is not None:
-            weights.setdefault((run.row, run.task), set()).add(run.content["pretraining"]["sha256"])
+        known = run.content["pretraining"]
+        if known is not None:
+            trainings = recipes.setdefault((run.row, known["recipe"]), {})
+            trainings.setdefault(known["sha256"], []).append(run)
     return [
-        f"{results.title(row)}, {task}: these runs start from {len(found)} trainings of one "
-        "recipe, as when a model was lost and trained again elsewhere."
-        for (row, task), found in sorted(weights.items())
-        if len(found) > 1
+        f"{results.title(row)}: its runs start from {len(trainings)} trainings of the recipe "
+        f"{recipe}, as when a model was lost and trained again elsewhere: "
+        + "; ".join(_runs_of(digest, runs) for digest, runs in sorted(trainings.items()))
+        + ". A difference between these runs holds that of the trainings too."
+        for (row, recipe), trainings in sorted(recipes.items())
+        if len(trainings) > 1
     ]
+
+
+def _runs_of(digest: str, runs: Sequence[Result]) -> str:
+    """Say which runs start from the weights of this SHA-256."""
+    kinds = {
+        (run.share, run.noise): f"{run.share:.0%} of the labels" + (", noisy" if run.noise else "")
+        for run in runs
+    }
+    tasks = ", ".join(sorted({run.task for run in runs}))
+    return f"weights {digest[:8]}, {tasks} ({'; '.join(kinds[kind] for kind in sorted(kinds))})"
 
 
 def _section(view: View) -> list[Markup]:
