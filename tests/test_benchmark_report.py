@@ -24,7 +24,7 @@ from training.benchmark.statistics import (
     paired_scores,
     rank_auc,
 )
-from training.benchmark.tables import labels_saved, published_scores
+from training.benchmark.tables import NOTHING, labels_saved, published_scores
 from training.benchmark.tasks_scoring import Example
 from universal_model_hub.errors import CheckpointError, ConfigError
 from universal_model_hub.volume import Volume
@@ -116,7 +116,8 @@ def out(tmp_path: Path) -> Path:
 
 
 def write(out: Path, content: Mapping[str, Any]) -> None:
-    name = run_name(content["row"], content["task"], content["trial"])
+    place = [content[key] for key in ("row", "task", "trial", "share", "noise")]
+    name = run_name(*place)
     (out / "runs" / f"{name}.json").write_text(json.dumps(content))
 
 
@@ -195,6 +196,26 @@ def test_labels_saved(scores: list[float | None], goal: float | None, saved: flo
     assert labels_saved([0.1, 0.3, 1.0], scores, goal) == (
         None if saved is None else pytest.approx(saved)
     )
+
+
+@pytest.mark.parametrize(("fewer", "own"), [(0.30, "0%"), (0.90, "50%")])
+def test_scratch_saves_labels_where_its_curve_is_flat(out: Path, fewer: float, own: str) -> None:
+    # Half of the labels give scratch clearly less than all of them, or more.
+    plan = json.loads((out / "plan.json").read_text())
+    table = {**plan["tables"]["figure_5"], "shares": [0.5, 1.0], "tasks": ["bts"]}
+    for row, level in {"scratch": fewer, "universal": 0.95}.items():
+        write(out, result(row, "bts", 0, segmented([level] * 12), share=0.5))
+        table["runs"] = [*table["runs"], run_name(row, "bts", 0, 0.5)]
+    plan["tables"]["figure_5"] = table
+    (out / "plan.json").write_text(json.dumps(plan))
+    write_report(out)
+    text = (out / "report.md").read_text()
+    lines = text.split("## Fig. 5: shares of the labels")[1].split("\n## ")[0].splitlines()
+    saved = {row: line.split("|")[-2].strip() for line in lines for row in ROWS.values()
+             if f"| {row} |" in line}  # fmt: skip
+    assert saved[ROWS["scratch"]] == own
+    assert saved[ROWS["universal"]] == "50%"
+    assert saved[ROWS["genesis"]] == NOTHING
 
 
 def test_a_planted_order_is_found_and_chance_is_called_noise(out: Path) -> None:

@@ -189,16 +189,16 @@ def labels_view(results: Results) -> View | None:
                 spread_cell(own, runs, table.trials, results.is_missing(row))
                 for own, runs in zip(means, selected, strict=True)
             ]
-            saved = None
-            if row != "scratch":
-                goal = spread(table.select("scratch", task, share=shares[-1]), metric).mean
-                saved = labels_saved(shares, [own.mean for own in means], goal)
+            goal = spread(table.select("scratch", task, share=shares[-1]), metric).mean
+            saved = labels_saved(shares, [own.mean for own in means], goal)
             cells.append(Cell(NOTHING) if saved is None else Cell(f"{saved:.0%}", saved))
             rows.append(tuple(cells))
     note = (
         f"Test scores, mean ± standard deviation of {trials_of(table)}. Labels saved: how many "
         "fewer give the mean score of scratch with all of them, by straight lines between the "
-        "shares; a dash where that score is not reached."
+        "shares; a dash where that score is not reached. Scratch's own figure is the control: "
+        "above zero, its curve is flat, or noisier than steep, and what a pre-training saves is "
+        "not all its own work."
     )
     return View(
         title="Fig. 5: shares of the labels",
