@@ -69,7 +69,7 @@ def result(
         metrics = {"auc": float(area), "accuracy": 0.5, "sensitivity": None}
     return {
         "row": row, "task": task, "trial": trial, "share": 1.0, "noise": 0.0,
-        "metrics": metrics, "cases": cases,
+        "metrics": metrics, "cases": cases, "losses": [0.9, 0.7, 0.5],
         "curve": [{"step": 5, "validation": 0.1}, {"step": 10, "validation": 0.4}],
         "network": {"name": "unet3d", "parameters": 1234, "gmac": 0.5, "peak_bytes": 2**30,
                     "input": [8, 8, 8]},
@@ -216,6 +216,23 @@ def test_scratch_saves_labels_where_its_curve_is_flat(out: Path, fewer: float, o
     assert saved[ROWS["scratch"]] == own
     assert saved[ROWS["universal"]] == "50%"
     assert saved[ROWS["genesis"]] == NOTHING
+
+
+def test_the_fit_of_each_start_is_told_from_first_and_last_losses(out: Path) -> None:
+    for trial, last in enumerate((0.2, 0.3, 0.4)):
+        cases = segmented(np.full(12, 0.5))
+        write(out, result("universal", "bts", trial, cases, losses=[0.8, 0.1, last]))
+    write_report(out)
+    text = (out / "report.md").read_text()
+    section = text.split("## Fit: training loss")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    head = [cell.strip() for cell in lines[0].split("|")]
+    told = {line.split("|")[1].strip(): line.split("|") for line in lines[2:]}
+    universal, scratch = told[ROWS["universal"]], told[ROWS["scratch"]]
+    first, last = head.index("bts, first"), head.index("bts, last")
+    assert (universal[first].strip(), universal[last].strip()) == ("0.800 ± 0.000", "0.300 ± 0.100")
+    assert scratch[last].strip() == "0.500 ± 0.000"
+    assert set(told) == {title for row, title in ROWS.items() if row in LEVELS}
 
 
 def test_a_planted_order_is_found_and_chance_is_called_noise(out: Path) -> None:

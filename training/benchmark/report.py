@@ -15,15 +15,8 @@ from typing import Any
 from training.benchmark.figures import curves_figure, example_pictures, labels_figure
 from training.benchmark.findings import Finding, findings, summary
 from training.benchmark.results import NAMES, Result, Results, read_results
-from training.benchmark.tables import (
-    View,
-    cost_view,
-    findings_view,
-    labels_view,
-    probes_view,
-    result_views,
-    tasks_view,
-)
+from training.benchmark.tables import View, labels_view, result_views, tasks_view
+from training.benchmark.tables_beyond import cost_view, findings_view, fit_view, probes_view
 from universal_model_hub.errors import UniversalModelError
 from universal_model_hub.files import write_bytes, write_json
 from universal_model_hub.fit.reporting import page
@@ -146,9 +139,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _views(results: Results, found: Sequence[Finding]) -> list[View]:
-    views = [tasks_view(results), findings_view(found, results), *result_views(results)]
-    views += [view for view in (labels_view(results), probes_view(results)) if view is not None]
-    return [*views, cost_view(results)]
+    views = [
+        tasks_view(results),
+        findings_view(found, results),
+        *result_views(results),
+        labels_view(results),
+        fit_view(results),
+        probes_view(results),
+        cost_view(results),
+    ]
+    return [view for view in views if view is not None]
 
 
 def _state(results: Results) -> list[str]:
