@@ -8,7 +8,7 @@ from training.benchmark.results import NAMES, Results, Table
 from training.benchmark.rows import SHOWN_ROWS
 from training.benchmark.statistics import spread
 from universal_model_hub.errors import CheckpointError
-from universal_model_hub.fit.reporting.charts import Chart, draw_chart, finish_axis, show_legend
+from universal_model_hub.fit.reporting.charts import Chart, draw_chart, finish_axis
 
 COLORS = {"scratch": "#8a8a8a", "genesis": "#3d85c6", "universal": "#e4572e"}
 PANEL_INCHES, ACROSS = 2.9, 3  # side of a panel, panels in a row
@@ -29,7 +29,8 @@ def curves_figure(results: Results) -> Chart | None:
                     continue
                 steps = [point["step"] for point in runs[0].curve]
                 values = np.array([[100 * p["validation"] for p in run.curve] for run in runs])
-                middle, sd = values.mean(axis=0), values.std(axis=0)
+                middle = values.mean(axis=0)
+                sd = values.std(axis=0, ddof=min(1, len(values) - 1))
                 color = COLORS.get(row)
                 axis.plot(steps, middle, color=color, marker="o", markersize=3,
                           label=results.title(row))  # fmt: skip
@@ -37,7 +38,7 @@ def curves_figure(results: Results) -> Chart | None:
             score = "Dice" if results.metric(task) == "iou" else "AUC"
             finish_axis(axis, ink, "step", f"validation {score}, %")
             axis.set_title(task, color=ink, fontsize=9)
-            show_legend(axis, ink, loc="lower right")
+        _show_legend(figure, ink)
 
     return draw_chart(draw, *_size(table))
 
@@ -64,7 +65,7 @@ def labels_figure(results: Results) -> Chart | None:
                                   markersize=4, capsize=3, label=results.title(row))  # fmt: skip
             finish_axis(axis, ink, "labeled subjects, %", f"test {NAMES[metric]}, %")
             axis.set_title(task, color=ink, fontsize=9)
-            show_legend(axis, ink, loc="lower right")
+        _show_legend(figure, ink)
 
     return draw_chart(draw, *_size(table))
 
@@ -101,6 +102,18 @@ def _panels(figure: Any, table: Table) -> list[tuple[Any, str]]:
     for axis in axes[len(table.tasks) :]:
         axis.set_axis_off()
     return list(zip(axes, table.tasks, strict=False))
+
+
+def _show_legend(figure: Any, ink: str) -> None:
+    """Show one legend for all panels, below them, where it hides nothing."""
+    entries: dict[str, Any] = {}
+    for axis in figure.axes:
+        handles, labels = axis.get_legend_handles_labels()
+        entries.update(zip(labels, handles, strict=True))
+    figure.legend(
+        entries.values(), entries.keys(), loc="outside lower center", ncols=max(1, len(entries)),
+        frameon=False, fontsize=8, labelcolor=ink,
+    )  # fmt: skip
 
 
 def _size(table: Table) -> tuple[float, float]:

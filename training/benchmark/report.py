@@ -123,7 +123,7 @@ def html(results: Results, found: Sequence[Finding], views: Sequence[View]) -> s
         body.append(page.tag("h2", "Failed"))
         body += [page.tag("p", line, "note") for line in _failures(results)]
     body += _run_list(results)
-    return page.page(results.plan["title"], body)
+    return page.page(results.plan["title"], body, wide=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,6 +22,7 @@ STYLE = """
 *{box-sizing:border-box}
 body{font:16px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif;color:var(--ink);
 background:var(--page);max-width:62rem;margin:0 auto;padding:2rem 1rem 4rem}
+body.wide{max-width:88rem}
 h1{font-size:1.75rem;line-height:1.2;margin:.2rem 0 .4rem;overflow-wrap:anywhere}
 h2{font-size:1.25rem;margin:2.6rem 0 .6rem;padding-bottom:.3rem;border-bottom:1px solid var(--line)}
 h3{font-size:1rem;margin:1.6rem 0 .4rem}h4{font-size:.9rem;margin:1rem 0 0;color:var(--soft)}
@@ -40,7 +41,7 @@ font-variant-numeric:tabular-nums;min-width:40%}
 th,td{padding:.4rem .8rem .4rem 0;text-align:left;vertical-align:top;
 border-bottom:1px solid var(--line)}td:last-child,th:last-child{padding-right:.2rem}
 th{font-weight:600;color:var(--soft);font-size:.82rem;max-width:9rem;vertical-align:bottom}
-td.number,th.number{text-align:right}td.number{white-space:nowrap}tr.total td{font-weight:600}
+td.number,th.number{text-align:right}td.figure{white-space:nowrap}tr.total td{font-weight:600}
 tr.total small{font-weight:400}
 td.text{overflow-wrap:anywhere;min-width:7rem;max-width:38rem}
 th button{font:inherit;color:inherit;background:none;border:0;padding:0;cursor:pointer}
@@ -136,6 +137,8 @@ def table(
                 value = sort_keys[place][i]
                 key = f' data-sort="{html.escape("" if value is None else str(value))}"'
             css = "number" if i in numeric else "text"
+            if i in numeric and any(letter.isdigit() for letter in str(cell)):
+                css += " figure"  # words there may be broken into lines, figures not
             cells.append(f"<td class='{css}'{key}>{text(cell)}</td>")
         total = " class='total'" if total_last and place == len(rows) - 1 else ""
         body.append(f"<tr{total}>{''.join(cells)}</tr>")
@@ -177,14 +180,15 @@ def picture(png: bytes | Chart, caption: str) -> Markup:
     )
 
 
-def page(title: str, body: Sequence[Markup]) -> str:
-    """Return the whole page; it may load nothing from anywhere."""
+def page(title: str, body: Sequence[Markup], *, wide: bool = False) -> str:
+    """Return the whole page, ``wide`` for broad tables; it may load nothing from anywhere."""
     policy = "default-src 'none';img-src data:;style-src 'unsafe-inline';script-src 'unsafe-inline'"
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{text(title)}</title><style>{STYLE}</style></head><body>{''.join(body)}"
+        f"<title>{text(title)}</title><style>{STYLE}</style></head>"
+        f"<body{' class=wide' if wide else ''}>{''.join(body)}"
         f"<script>{SCRIPT}</script></body></html>\n"
     )
 
