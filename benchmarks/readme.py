@@ -1,8 +1,9 @@
-"""The measured passages of README.md, written from the files in results/.
+"""The measured passages of both README.md, written from the files in results/.
 
     python -m benchmarks.readme
 
-A test compares README.md with what this would write, so that no number there goes stale.
+A test compares them with what this would write, so that no number there goes stale. (The costs of
+recipes in training/README.md are written by `python -m training.cost --readme`.)
 """
 
 import json
@@ -15,23 +16,18 @@ RESULTS = ROOT / "results"
 
 def main() -> None:
     """Rewrite the passages between the markers."""
-    path = ROOT / "README.md"
-    path.write_text(written(path.read_text()))
+    for name in PASSAGES:
+        path = ROOT / name
+        path.write_text(written(name, path.read_text()))
 
 
-def written(text: str) -> str:
-    """Return README's text with every measured passage as the result files have it."""
-    passages = {
-        "package-size": package_size(),
-        "embed-ct": embed_ct(),
-        "release": release(),
-        "benchmark": benchmark(),
-    }
-    for name, passage in passages.items():
+def written(file: str, text: str) -> str:
+    """Return a README's text with every measured passage as the result files have it."""
+    for name, write in PASSAGES[file].items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
-        text = f"{before}{begin}\n{passage}\n{end}{after}"
+        text = f"{before}{begin}\n{write()}\n{end}{after}"
     return text
 
 
@@ -104,13 +100,32 @@ def benchmark() -> str:
             "the end stand on these few, and may yet turn."
         )
     for title in ("Table III: ways to start", "Table IV: parts of the method"):
-        table = report["tables"][title]
-        ours = [i for i, name in enumerate(table["head"]) if "reported in the paper" not in name]
-        lines += ["", f"**{title}**, on synthetic scans. {table['note']}", ""]
-        lines.append("| " + " | ".join(table["head"][i] for i in ours) + " |")
-        lines.append("|---|" + "---:|" * (len(ours) - 1))
-        lines += ["| " + " | ".join(row[i] for i in ours) + " |" for row in table["rows"]]
+        lines += ["", *own_table(report, title)]
     return "\n".join([*lines, "", *(f"- {line}" for line in report["summary"])])
+
+
+def benchmark_more() -> str:
+    """Say what noisy labels, fewer labels and frozen encoders gave in the benchmark."""
+    report = read("benchmark_mini/report.json")
+    titles = (
+        "Table V: noisy labels",
+        "Fig. 5: shares of the labels",
+        "Frozen encoders, and the leak of modality",
+    )
+    return "\n\n".join("\n".join(own_table(report, title)) for title in titles)
+
+
+def own_table(report: dict[str, Any], title: str) -> list[str]:
+    """Return the lines of a table of the benchmark, without what the paper reports."""
+    table = report["tables"][title]
+    ours = [i for i, name in enumerate(table["head"]) if "reported in the paper" not in name]
+    return [
+        f"**{title}**, on synthetic scans. {table['note']}",
+        "",
+        "| " + " | ".join(table["head"][i] for i in ours) + " |",
+        "|---|" + "---:|" * (len(ours) - 1),
+        *("| " + " | ".join(row[i] for i in ours) + " |" for row in table["rows"]),
+    ]
 
 
 def above_scratch(row: dict[str, Any]) -> str:
@@ -140,6 +155,17 @@ def stamp(result: dict[str, Any]) -> str:
 def read(name: str) -> dict[str, Any]:
     """Read a result file."""
     return dict(json.loads((RESULTS / name).read_text()))
+
+
+PASSAGES = {
+    "README.md": {
+        "package-size": package_size,
+        "embed-ct": embed_ct,
+        "release": release,
+        "benchmark": benchmark,
+    },
+    "training/README.md": {"benchmark-more": benchmark_more},
+}
 
 
 if __name__ == "__main__":

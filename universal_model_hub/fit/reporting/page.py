@@ -2,6 +2,7 @@
 
 import base64
 import html
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ border-bottom:1px solid var(--line)}td:last-child,th:last-child{padding-right:.2
 th{font-weight:600;color:var(--soft);font-size:.82rem;max-width:9rem;vertical-align:bottom}
 td.number,th.number{text-align:right}td.figure{white-space:nowrap}tr.total td{font-weight:600}
 tr.total small{font-weight:400}
-td.text{overflow-wrap:anywhere;min-width:7rem;max-width:38rem}
+td.text{max-width:38rem}td.words{min-width:8rem}td.long{overflow-wrap:anywhere}
 th button{font:inherit;color:inherit;background:none;border:0;padding:0;cursor:pointer}
 th button::after{content:"\\2195";opacity:.45;padding-left:.25rem}
 th[aria-sort=ascending] button::after{content:"\\2191";opacity:1}
@@ -136,7 +137,7 @@ def table(
             if sort_keys:
                 value = sort_keys[place][i]
                 key = f' data-sort="{html.escape("" if value is None else str(value))}"'
-            css = "number" if i in numeric else "text"
+            css = "number" if i in numeric else text_class(cell)
             if i in numeric and any(letter.isdigit() for letter in str(cell)):
                 css += " figure"  # words there may be broken into lines, figures not
             cells.append(f"<td class='{css}'{key}>{text(cell)}</td>")
@@ -149,10 +150,19 @@ def table(
     )
 
 
+def text_class(cell: Any) -> str:
+    """Return the CSS classes of a cell of text: only words longer than a name may be broken."""
+    words = re.sub("<[^>]*>", " ", str(cell)).split()
+    if any(len(word) > 20 for word in words):
+        return "text words long"
+    return "text words" if len(" ".join(words)) > 10 else "text"
+
+
 def facts(values: Mapping[str, Any]) -> Markup:
     """Return names and values as a table of two columns."""
     rows = "".join(
-        f"<tr><th scope='row'>{text(name)}</th><td class='text'>{text(value)}</td></tr>"
+        f"<tr><th scope='row'>{text(name)}</th>"
+        f"<td class='{text_class(value)}'>{text(value)}</td></tr>"
         for name, value in values.items()
     )
     return Markup(f"<div class='scroll' tabindex='0'><table><tbody>{rows}</tbody></table></div>")
