@@ -325,6 +325,31 @@ def test_the_cost_of_a_start_stands_by_machine(out: Path) -> None:
     ] == [("some CPU", "7200", "2"), ("some GPU", "60", "1")]
 
 
+def test_runs_done_twice_are_compared_and_the_later_ones_count(out: Path) -> None:
+    write_report(out)
+    before = json.loads((out / "report.json").read_text())["tables"]
+    (out / "earlier").mkdir()
+    for trial, score in enumerate((0.2, 0.9)):
+        name = run_name("scratch", "bts", trial)
+        own = result("scratch", "bts", trial, segmented([score] * 12))
+        own["hardware"] = {"gpu": "some GPU", "torch": "1"}
+        (out / "earlier" / f"{name}.json").write_text(json.dumps(own))
+        write(out, result("scratch", "bts", trial, segmented([0.5] * 12)))
+    stray = result("scratch", "bts", 0, segmented([0.0] * 12))
+    (out / "earlier" / "bts-scratch-1-0-0-ffffffffffff.json").write_text(json.dumps(stray))
+    write_report(out)
+    after = json.loads((out / "report.json").read_text())["tables"]
+    assert "Runs done twice" not in before
+    twice = after["Runs done twice"]
+    assert len(twice["rows"]) == 1
+    row = dict(zip(twice["head"], twice["rows"][0], strict=True))
+    assert (row["start"], row["task"], row["runs"]) == ("From scratch", "bts", "2")
+    assert row["earlier, on"] == "some GPU, torch 1"
+    assert (row["mean score, earlier"], row["mean score, later"]) == ("55.00", "50.00")
+    assert row["mean difference of a run"] == "35.00"
+    assert after["Cost"] == before["Cost"]
+
+
 def test_failures_are_listed_also_those_of_probes(out: Path) -> None:
     (out / "failed" / "probes-universal.json").write_text(
         json.dumps({"name": "probes-universal", "row": "universal", "error": "E: no <cubes>"})

@@ -16,7 +16,14 @@ from training.benchmark.figures import curves_figure, example_pictures, labels_f
 from training.benchmark.findings import Finding, findings, summary
 from training.benchmark.results import NAMES, Result, Results, read_results
 from training.benchmark.tables import View, labels_view, result_views, tasks_view
-from training.benchmark.tables_beyond import cost_view, findings_view, fit_view, probes_view
+from training.benchmark.tables_beyond import (
+    again_view,
+    cost_view,
+    findings_view,
+    fit_view,
+    machine_and_torch,
+    probes_view,
+)
 from universal_model_hub.errors import UniversalModelError
 from universal_model_hub.files import write_bytes, write_json
 from universal_model_hub.fit.reporting import page
@@ -82,9 +89,7 @@ def facts(results: Results) -> dict[str, Any]:
             sum(run.content[part] for run in runs for part in seconds) / 3600, 2
         ),
         "commits": sorted({run.content["commit"] for run in runs}),
-        "hardware": sorted(
-            {f"{run.machine}, torch {run.content['hardware'].get('torch', '?')}" for run in runs}
-        ),
+        "hardware": sorted({machine_and_torch(run) for run in runs}),
         "dates": sorted({run.content["date"] for run in runs}),
         "data": dict(results.plan["data"]),
     }
@@ -146,6 +151,7 @@ def _views(results: Results, found: Sequence[Finding]) -> list[View]:
         labels_view(results),
         fit_view(results),
         probes_view(results),
+        again_view(results),
         cost_view(results),
     ]
     return [view for view in views if view is not None]

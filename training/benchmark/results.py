@@ -88,6 +88,7 @@ class Results:
     folder: Path
     plan: Mapping[str, Any]  # plan.json
     runs: Mapping[str, Result]  # by name; of this plan alone
+    earlier: Mapping[str, Result]  # by name; of the same runs, done before and elsewhere
     failed: tuple[Mapping[str, Any], ...]
     probes: Mapping[str, Mapping[str, Any]]  # by row
     pretraining: Mapping[str, Mapping[str, Any]]
@@ -146,13 +147,13 @@ def read_results(folder: Path) -> Results:
         )
     plan = _read(folder / "plan.json")
     names = {run for table in plan["tables"].values() for run in table["runs"]}
-    files = {name: folder / "runs" / f"{name}.json" for name in sorted(names)}
     failed = [_read(path) for path in sorted((folder / "failed").glob("*.json"))]
     pretraining = folder / "pretraining.json"
     return Results(
         folder=folder,
         plan=plan,
-        runs={name: _result(name, path) for name, path in files.items() if path.is_file()},
+        runs=_results(folder / "runs", names),
+        earlier=_results(folder / "earlier", names),
         failed=tuple(record for record in failed if _concerns(record, names)),
         probes={p.stem: _read(p) for p in sorted((folder / "probes").glob("*.json"))},
         pretraining=_read(pretraining) if pretraining.is_file() else {},
@@ -161,6 +162,11 @@ def read_results(folder: Path) -> Results:
 
 def _concerns(record: Mapping[str, Any], names: set[str]) -> bool:
     return "task" not in record or record["name"] in names
+
+
+def _results(folder: Path, names: set[str]) -> dict[str, Result]:
+    files = {name: folder / f"{name}.json" for name in sorted(names)}
+    return {name: _result(name, path) for name, path in files.items() if path.is_file()}
 
 
 def _result(name: str, path: Path) -> Result:

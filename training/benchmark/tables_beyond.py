@@ -148,6 +148,56 @@ def cost_view(results: Results) -> View:
     )  # fmt: skip
 
 
+def again_view(results: Results) -> View | None:
+    """Return how far runs that were done twice agree: same configuration and seed."""
+    pairs: dict[tuple[str, str, str, str], list[tuple[Result, Result]]] = {}
+    for name, first in results.earlier.items():
+        now = results.runs.get(name)
+        if now is not None:
+            key = (first.row, first.task, machine_and_torch(first), machine_and_torch(now))
+            pairs.setdefault(key, []).append((first, now))
+    rows = []
+    for (row, task, before, after), own in sorted(pairs.items()):
+        metric = results.metric(task)
+        both = [(first.value(metric), now.value(metric)) for first, now in own]
+        scores = [(a, b) for a, b in both if a is not None and b is not None]
+        if not scores:
+            continue
+        apart = mean(abs(now - first) for first, now in scores)
+        rows.append(
+            (
+                Cell(results.title(row), results.title(row)),
+                Cell(task, task),
+                Cell(str(len(scores)), len(scores)),
+                *(Cell(machine, machine) for machine in (before, after)),
+                *(Cell(f"{mean(side):.2f}", mean(side)) for side in zip(*scores, strict=True)),
+                Cell(f"{apart:.2f}", apart),
+            )
+        )
+    if not rows:
+        return None
+    return View(
+        title="Runs done twice",
+        note=(
+            "The same configuration and seed on two machines: test scores in points, and the mean "
+            "of the differences without their sign, run by run. Machines round differently, and "
+            "training magnifies that: a difference of this size between two starts may be no more. "
+            "All other tables are of the later runs."
+        ),
+        head=(
+            "start", "task", "runs", "earlier, on", "later, on", "mean score, earlier",
+            "mean score, later", "mean difference of a run",
+        ),
+        rows=tuple(rows),
+        numeric=(2, 5, 6, 7),
+    )  # fmt: skip
+
+
+def machine_and_torch(result: Result) -> str:
+    """Say what a run was computed on and with."""
+    return f"{result.machine}, torch {result.content['hardware'].get('torch', '?')}"
+
+
 def p_cell(p: float | None) -> Cell:
     """Return a p-value; small ones as a bound."""
     if p is None:
