@@ -91,8 +91,9 @@ def benchmark() -> str:
     lines = [
         f"{report['runs']} of {report['runs_planned']} planned runs are done, by `python -m "
         f"training.benchmark --plan {report['plan']}`: {report['core_or_gpu_hours']:.1f} hours "
-        f"of a core or GPU without pre-training; {'; '.join(report['hardware'])}; "
-        f"{', '.join(report['dates'])}; commits {commits}; the number of a trial is its seed."
+        f"of a core or GPU, and {report['pretraining_hours']:.1f} of pre-training; "
+        f"{'; '.join(report['hardware'])}; {', '.join(report['dates'])}; "
+        f"commits {commits}; the number of a trial is its seed."
     ]
     if report["runs"] < report["runs_planned"]:
         lines[0] += (

@@ -325,6 +325,20 @@ def test_the_cost_of_a_start_stands_by_machine(out: Path) -> None:
     ] == [("some CPU", "7200", "2"), ("some GPU", "60", "1")]
 
 
+def test_hours_are_of_the_runs_and_of_each_pretraining_once(out: Path) -> None:
+    done = {"result": {"hours": 0.25}, "finished": True}
+    trainings = {"universal": done, "genesis": done, "jigsaw-bts": {"finished": False}}
+    (out / "pretraining.json").write_text(json.dumps(trainings))
+    write_report(out)
+    runs = sum(
+        json.loads(path.read_text())[part]
+        for path in (out / "runs").glob("*.json")
+        for part in ("seconds", "validation_seconds", "test_seconds")
+    )
+    said = f"they took {runs / 3600:,.1f} hours of a core or GPU, and pre-training 0.5"
+    assert said in (out / "report.md").read_text()
+
+
 def test_runs_done_twice_are_compared_and_the_later_ones_count(out: Path) -> None:
     write_report(out)
     before = json.loads((out / "report.json").read_text())["tables"]

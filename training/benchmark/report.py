@@ -88,6 +88,7 @@ def facts(results: Results) -> dict[str, Any]:
         "core_or_gpu_hours": round(
             sum(run.content[part] for run in runs for part in seconds) / 3600, 2
         ),
+        "pretraining_hours": round(_pretraining_hours(results), 2),
         "commits": sorted({run.content["commit"] for run in runs}),
         "hardware": sorted({machine_and_torch(run) for run in runs}),
         "dates": sorted({run.content["date"] for run in runs}),
@@ -162,7 +163,7 @@ def _state(results: Results) -> list[str]:
     lines = [
         f"{known['runs']} of {known['runs_planned']} planned runs are there, "
         f"{known['runs_failed']} failed; they took {known['core_or_gpu_hours']:,.1f} hours of a "
-        "core or GPU, pre-training not counted."
+        f"core or GPU, and pre-training {known['pretraining_hours']:,.1f} (each counted once)."
     ]
     if known["hardware"]:
         lines.append(
@@ -171,6 +172,12 @@ def _state(results: Results) -> list[str]:
             f"Dates: {', '.join(known['dates'])}. The number of a trial is its seed."
         )
     return [*lines, *_windows(results), *_retrained(results)]
+
+
+def _pretraining_hours(results: Results) -> float:
+    """Return the hours of the pre-trainings that are there, each counted once."""
+    records = [record.get("result") for record in results.pretraining.values()]
+    return sum(float(record["hours"]) for record in records if record)
 
 
 def _windows(results: Results) -> list[str]:
