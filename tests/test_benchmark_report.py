@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -250,7 +251,31 @@ def test_an_order_the_other_way_is_said(out: Path) -> None:
     results = read_results(out)
     verdicts = {(one.task, one.better, one.worse): one.verdict for one in findings(results)}
     assert verdicts["bts", "universal", "scratch"] == "the other way"
-    assert "1 of 3 comparisons have the paper's order" in summary(findings(results), results)[0]
+    said = summary(findings(results), results)[0]
+    assert "1 of 3 comparisons have the paper's order" in said
+    below = [pair for pair, verdict in verdicts.items() if verdict.startswith("the other way")]
+    assert said.endswith(f"{len([pair for pair in below if pair[0] == 'bts'])} with one below.")
+
+
+@pytest.mark.parametrize(
+    ("interval", "p", "verdict"),
+    [
+        ((1.0, 3.0), 0.01, "as in the paper"),
+        ((1.0, 3.0), 0.2, "as in the paper over trials, not over cases"),
+        ((1.0, 3.0), None, "as in the paper over trials, not over cases"),
+        ((-3.0, -1.0), 0.01, "the other way"),
+        ((-3.0, -1.0), 0.2, "the other way over trials, not over cases"),
+        ((-3.0, 1.0), 0.01, "within the noise"),
+        ((None, None), 0.01, "as in the paper, one trial"),
+    ],
+)
+def test_a_verdict_needs_trials_and_cases_on_either_side(out, interval, p, verdict) -> None:
+    one = next(iter(findings(read_results(out))))
+    low, high = interval
+    told = replace(
+        one, p=p, means=(2.0, 1.0), difference=replace(one.difference, low=low, high=high)
+    )
+    assert told.verdict == verdict
 
 
 def test_ours_and_the_papers_numbers_stand_in_columns_of_their_own(out: Path) -> None:
@@ -360,7 +385,7 @@ def test_runs_done_twice_are_compared_and_the_later_ones_count(out: Path) -> Non
     assert (row["start"], row["task"], row["runs"]) == ("From scratch", "bts", "2")
     assert row["earlier, on"] == "some GPU, torch 1"
     assert (row["mean score, earlier"], row["mean score, later"]) == ("55.00", "50.00")
-    assert row["mean difference of a run"] == "35.00"
+    assert row["mean difference of a run, without sign"] == "35.00"
     assert after["Cost"] == before["Cost"]
 
 

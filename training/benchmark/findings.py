@@ -47,12 +47,11 @@ class Finding:
         low, high = self.difference.low, self.difference.high
         if low is None or high is None:
             return "as in the paper, one trial" if self.holds else "not found, one trial"
-        if low > 0:
-            known = self.p is not None and self.p < SIGNIFICANT
-            return "as in the paper" if known else "as in the paper over trials, not over cases"
-        if high < 0:
-            return "the other way"
-        return "within the noise"
+        if low <= 0 <= high:
+            return "within the noise"
+        way = "as in the paper" if low > 0 else "the other way"
+        known = self.p is not None and self.p < SIGNIFICANT
+        return way if known else f"{way} over trials, not over cases"
 
 
 def findings(results: Results) -> list[Finding]:
@@ -75,7 +74,7 @@ def summary(found: Sequence[Finding], results: Results) -> list[str]:
         if not own:
             continue
         held = sum(one.holds for one in own)
-        against = sum(one.verdict == "the other way" for one in own)
+        against = sum(one.difference.high is not None and one.difference.high < 0 for one in own)
         certain = sum(one.difference.low is not None and one.difference.low > 0 for one in own)
         lines.append(
             f"{task}: {held} of {len(own)} comparisons have the paper's order in their means; "

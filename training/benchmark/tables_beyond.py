@@ -186,7 +186,7 @@ def again_view(results: Results) -> View | None:
         ),
         head=(
             "start", "task", "runs", "earlier, on", "later, on", "mean score, earlier",
-            "mean score, later", "mean difference of a run",
+            "mean score, later", "mean difference of a run, without sign",
         ),
         rows=tuple(rows),
         numeric=(2, 5, 6, 7),
