@@ -21,7 +21,6 @@ from training.benchmark.tables_beyond import (
     cost_view,
     findings_view,
     fit_view,
-    machine_and_torch,
     probes_view,
 )
 from universal_model_hub.errors import UniversalModelError
@@ -90,7 +89,7 @@ def facts(results: Results) -> dict[str, Any]:
         ),
         "pretraining_hours": round(_pretraining_hours(results), 2),
         "commits": sorted({run.content["commit"] for run in runs}),
-        "hardware": sorted({machine_and_torch(run) for run in runs}),
+        "hardware": sorted({run.platform for run in runs}),
         "dates": sorted({run.content["date"] for run in runs}),
         "data": dict(results.plan["data"]),
     }

@@ -44,6 +44,11 @@ class Result:
         known = [hardware[name] for name in ("gpu", "processor") if hardware.get(name)]
         return str(known[0]).replace("(R)", "") if known else "unknown"
 
+    @property
+    def platform(self) -> str:
+        """The machine, and the version of PyTorch there."""
+        return f"{self.machine}, torch {self.content['hardware'].get('torch', '?')}"
+
     def value(self, metric: str) -> float | None:
         """Return a metric: percent, or mm of a distance."""
         found = self.metrics[metric]
@@ -88,7 +93,7 @@ class Results:
     folder: Path
     plan: Mapping[str, Any]  # plan.json
     runs: Mapping[str, Result]  # by name; of this plan alone
-    earlier: Mapping[str, Result]  # by name; of the same runs, done before and elsewhere
+    earlier: Mapping[str, Result]  # by name; of the same runs, done before
     failed: tuple[Mapping[str, Any], ...]
     probes: Mapping[str, Mapping[str, Any]]  # by row
     pretraining: Mapping[str, Mapping[str, Any]]

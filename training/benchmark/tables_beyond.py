@@ -154,7 +154,7 @@ def again_view(results: Results) -> View | None:
     for name, first in results.earlier.items():
         now = results.runs.get(name)
         if now is not None:
-            key = (first.row, first.task, machine_and_torch(first), machine_and_torch(now))
+            key = (first.row, first.task, first.platform, now.platform)
             pairs.setdefault(key, []).append((first, now))
     rows = []
     for (row, task, before, after), own in sorted(pairs.items()):
@@ -179,10 +179,10 @@ def again_view(results: Results) -> View | None:
     return View(
         title="Runs done twice",
         note=(
-            "The same configuration and seed on two machines: test scores in points, and the mean "
-            "of the differences without their sign, run by run. Machines round differently, and "
-            "training magnifies that: a difference of this size between two starts may be no more. "
-            "All other tables are of the later runs."
+            "The same configuration and seed, done again: test scores in points, and the mean of "
+            "the differences without their sign, run by run. Machines and versions of PyTorch "
+            "round differently, and training magnifies that: a difference of this size between two "
+            "starts may be no more. All other tables are of the later runs."
         ),
         head=(
             "start", "task", "runs", "earlier, on", "later, on", "mean score, earlier",
@@ -191,11 +191,6 @@ def again_view(results: Results) -> View | None:
         rows=tuple(rows),
         numeric=(2, 5, 6, 7),
     )  # fmt: skip
-
-
-def machine_and_torch(result: Result) -> str:
-    """Say what a run was computed on and with."""
-    return f"{result.machine}, torch {result.content['hardware'].get('torch', '?')}"
 
 
 def p_cell(p: float | None) -> Cell:
