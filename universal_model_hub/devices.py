@@ -27,20 +27,24 @@ def cpu_has_bfloat16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def refuse_emulated_bfloat16(device: torch.device, precision: str, advice: str = "") -> None:
-    """Refuse bfloat16 on a processor that only emulates it.
+def lacks_bfloat16(device: torch.device, precision: str) -> bool:
+    """Whether ``precision`` is bfloat16 and ``device`` a processor that only emulates it."""
+    return precision == "bfloat16" and device.type == "cpu" and not cpu_has_bfloat16()
+
+
+def refuse_emulated_bfloat16(device: torch.device, precision: str) -> None:
+    """Refuse bfloat16 on a processor that only emulates it: float32 is faster there, and exact.
 
     Args:
         device: Where it would run.
         precision: ``float32``, ``bfloat16`` or ``float16``.
-        advice: How to ask for float32 here.
 
     Raises:
         ConfigError: If it is such a processor.
     """
-    if precision == "bfloat16" and device.type == "cpu" and not cpu_has_bfloat16():
+    if lacks_bfloat16(device, precision):
         raise ConfigError(
             "Expected a processor on which torch has bfloat16 convolutions (AVX-512 or newer) for "
             "precision bfloat16; on this one they would take forty times as long as float32. "
-            f"Use float32{advice and f' ({advice})'}, or a GPU."
+            "Use float32, or a GPU."
         )

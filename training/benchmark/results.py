@@ -46,8 +46,11 @@ class Result:
 
     @property
     def platform(self) -> str:
-        """The machine, and the version of PyTorch there."""
-        return f"{self.machine}, torch {self.content['hardware'].get('torch', '?')}"
+        """The machine, its instructions where they were noted, and the version of PyTorch there."""
+        hardware = self.content["hardware"]
+        noted = [] if "gpu" in hardware else [hardware.get("instructions")]
+        version = f"torch {hardware.get('torch', '?')}"
+        return ", ".join([self.machine, *filter(None, noted), version])
 
     def value(self, metric: str) -> float | None:
         """Return a metric: percent, or mm of a distance."""

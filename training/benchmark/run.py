@@ -59,7 +59,7 @@ def run(plan: Plan, options: argparse.Namespace, work: Path) -> int:
     part = Part(tuple(options.rows), tuple(options.tasks), options.shard)
     part.check(plan)
     if {"pretraining", "runs"} & set(wanted):
-        stages.refuse_emulated(plan, devices)
+        stages.say_rounding(plan, devices)
     folders = corpus_folders(plan, options.folders, work)
     with stoppable():
         stages.phantoms(plan, folders, len(devices))

@@ -33,10 +33,11 @@ from training.benchmark.trial import Trial, run_trial
 from training.corpora.case import Case
 from training.metrics import commit
 from universal_model_hub.cli.stopping import stoppable
-from universal_model_hub.devices import refuse_emulated_bfloat16
+from universal_model_hub.devices import lacks_bfloat16
 from universal_model_hub.errors import ConfigError
 from universal_model_hub.extras import refuse_missing
 from universal_model_hub.files import parse_json, write_json
+from universal_model_hub.fit.training.engine import WITHOUT_BFLOAT16
 from universal_model_hub.preprocess import Preprocessing
 
 OUT_FOLDERS = ("runs", "failed", "logs", "splits", "examples", "probes")
@@ -81,25 +82,13 @@ def open_bench(plan: Plan, folders: Mapping[str, Path], work: Path, out: Path) -
     return bench
 
 
-def refuse_emulated(plan: Plan, devices: Sequence[str]) -> None:
-    """Refuse a plan of bfloat16 on a processor that only emulates it.
-
-    Raises:
-        ConfigError: If some run or pre-training is planned so; says how to plan float32.
-    """
-    planned: dict[str, list[str]] = {}  # settings to change, by precision
-    for run in plan.runs():
-        network = get_row(run.row).network
-        planned.setdefault(plan.settings(run).precision, []).append(f"networks.{network}")
-        recipe = plan.recipe(run.row, run.task)
-        if recipe is not None:
-            name = str(get_row(run.row).recipe)
-            own = "precision" in plan.recipes.get(name, {}).get("run", {})
-            table = f"recipes.{name}.run" if own else "run"
-            planned.setdefault(str(recipe.run.precision), []).append(f"pretraining.{table}")
-    for precision, tables in sorted(planned.items()):
-        advice = " ".join(f"--set '{t}.precision=\"float32\"'" for t in dict.fromkeys(tables))
-        refuse_emulated_bfloat16(torch.device(devices[0]), precision, advice)
+def say_rounding(plan: Plan, devices: Sequence[str]) -> None:
+    """Say so where the plan's bfloat16 takes longer than planned: on a processor without it."""
+    precisions = {plan.settings(run).precision for run in plan.runs()}
+    recipes = [plan.recipe(run.row, run.task) for run in plan.runs()]
+    precisions |= {recipe.run.precision for recipe in recipes if recipe is not None}
+    if any(lacks_bfloat16(torch.device(devices[0]), precision) for precision in precisions):
+        say(WITHOUT_BFLOAT16)
 
 
 def phantoms(plan: Plan, folders: Mapping[str, Path], workers: int) -> None:

@@ -38,9 +38,9 @@ from training.release.runs import (
 )
 from training.release.summary import summary
 from training.release.tasks import TASKS_FILE, Mode, Tasks, read_tasks
-from universal_model_hub.devices import refuse_emulated_bfloat16, torch_device
+from universal_model_hub.devices import lacks_bfloat16, torch_device
 from universal_model_hub.errors import ConfigError, UniversalModelError
-from universal_model_hub.fit.training.engine import DTYPES
+from universal_model_hub.fit.training.engine import DTYPES, WITHOUT_BFLOAT16
 from universal_model_hub.fit.training.hardware import hardware
 
 TRANSFERS = {"full": ("full",), "encoder": ("encoder",), "both": ("full", "encoder")}
@@ -59,11 +59,10 @@ def evaluate(setting: Setting, transfers: tuple[str, ...], *, processes: int) ->
     seed = PROBE_SEEDS[setting.mode]
     probe_cubes(probe_file(setting), seed=seed, subjects=PROBE_SUBJECTS)
     first = [*tuning_runs(setting, transfers), *frozen_runs(setting, transfers)]
-    refuse_emulated_fits(first, setting)
+    say_rounding(first, setting)
     results, failures = run_all(first, setting, processes=processes)
     rates = chosen_rates(results, setting, transfers)
     then = test_runs(setting, transfers, rates)
-    refuse_emulated_fits(then, setting)
     compared, failed = run_all(then, setting, processes=processes)
     results, failures = {**results, **compared}, {**failures, **failed}
     say(f"all runs ended after {left(time.monotonic() - started)}; {len(failures)} failed")
@@ -86,18 +85,11 @@ def weights_of(setting: Setting) -> list[dict[str, Any]]:
     ]
 
 
-def refuse_emulated_fits(runs: Sequence[Run], setting: Setting) -> None:
-    """Refuse fits in bfloat16 that a processor would have to emulate; known results are no fits.
-
-    Raises:
-        ConfigError: If there are such.
-    """
-    if any(run.kind == "fit" and known_result(run, setting) is None for run in runs):
-        refuse_emulated_bfloat16(
-            torch.device(setting.device),
-            setting.mode_settings.precision,
-            "--precision float32: all fits are then done in it, in this evaluation's report alone",
-        )
+def say_rounding(runs: Sequence[Run], setting: Setting) -> None:
+    """Say so where fits in bfloat16 take longer: on a processor without it."""
+    if lacks_bfloat16(torch.device(setting.device), setting.mode_settings.precision):
+        if any(run.kind == "fit" and known_result(run, setting) is None for run in runs):
+            say(WITHOUT_BFLOAT16)
 
 
 def failure(run: Run, problem: str) -> dict[str, str]:

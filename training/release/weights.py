@@ -26,9 +26,9 @@ from training.publish import catalog_row, publish
 from training.release.prepare import make_store
 from training.release.rows import update_card
 from universal_model_hub.catalog import BUNDLED
-from universal_model_hub.devices import cpu_has_bfloat16
+from universal_model_hub.devices import lacks_bfloat16
 from universal_model_hub.errors import ConfigError, UniversalModelError
-from universal_model_hub.fit.training.engine import pick_device
+from universal_model_hub.fit.training.engine import WITHOUT_BFLOAT16, pick_device
 
 NAMES = {"compact": "unet3d-compact", "compact-anatomy": "unet3d-compact-anatomy"}
 SUBJECTS = 12  # synthetic ones of each region
@@ -82,12 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def recipe_for(name: str, device: str = "cpu", overrides: Sequence[str] = ()) -> Recipe:
-    """Return a recipe as this machine can train it: in float32 where bfloat16 is only emulated."""
+    """Return a recipe, and say so if this machine trains it slower than planned."""
     recipe = load_recipe(name, overrides)
-    emulated = pick_device(device).type == "cpu" and not cpu_has_bfloat16()
-    if recipe.run.precision == "bfloat16" and emulated:
-        say(f"{name}: in float32, as this processor has no bfloat16 (the provenance says so, too)")
-        return load_recipe(name, (*overrides, "run.precision=float32"))
+    if lacks_bfloat16(pick_device(device), recipe.run.precision):
+        say(f"{name}: {WITHOUT_BFLOAT16}")
     return recipe
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from universal_model_hub.errors import ConfigError, VolumeError
+from universal_model_hub.rounding import rounding_again
 
 Normalization = Literal["running", "batch"]
 
@@ -90,7 +91,14 @@ def run_level(level: nn.Module, *inputs: Tensor, on: bool) -> Tensor:
     if not on or not torch.is_grad_enabled():
         return level(*inputs)
 
-    contexts: Callable = lambda: (contextlib.nullcontext(), _statistics_kept(level))  # noqa: E731
+    rounding = rounding_again()
+
+    @contextlib.contextmanager
+    def recomputing() -> Iterator[None]:
+        with rounding, _statistics_kept(level):
+            yield
+
+    contexts: Callable = lambda: (contextlib.nullcontext(), recomputing())  # noqa: E731
     return checkpoint(level, *inputs, use_reentrant=False, context_fn=contexts)
 
 

@@ -16,11 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from universal_model_hub.devices import refuse_emulated_bfloat16, torch_device
+from universal_model_hub.devices import lacks_bfloat16, torch_device
 from universal_model_hub.errors import CheckpointError, ConfigError
+from universal_model_hub.rounding import rounded_autocast
 
 SMALLEST_BFLOAT16 = 24  # voxels; three poolings make maps of 3
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+WITHOUT_BFLOAT16 = (
+    "this processor has no bfloat16 (no AVX-512): products are computed in float32 and rounded, "
+    "which gives the same training and takes the time of float32"
+)
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 PATIENCE = timedelta(hours=24)  # while one process prepares or judges, and the others wait
 
@@ -87,8 +92,11 @@ def make_deterministic(seed: int, *, strict: bool) -> None:
     torch.backends.cudnn.benchmark = not strict
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
     """Return the context in which the forward pass runs at ``precision``.
+
+    On a processor without bfloat16, its products are float32's of rounded numbers: the same
+    training, at the speed of float32.
 
     Raises:
         ConfigError: If the precision is unknown, or float16 is asked for on a CPU.
@@ -97,13 +105,15 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
         raise ConfigError(f"Expected precision {', '.join(DTYPES)}, got {precision!r}.")
     if precision == "float16" and device.type == "cpu":
         raise ConfigError("float16 training needs a GPU (loss scaling). Use bfloat16 on a CPU.")
+    if lacks_bfloat16(device, precision):
+        return rounded_autocast()
     return torch.autocast(
         device.type, dtype=DTYPES[precision], enabled=precision != "float32", cache_enabled=True
     )
 
 
 def refuse_unfit_bfloat16(device: torch.device, precision: str, cube: Sequence[int]) -> None:
-    """Refuse bfloat16 where a CPU emulates it, and on maps of 2 voxels a side, where it is wrong.
+    """Refuse bfloat16 on maps of 2 voxels a side, where a CPU computes it wrong.
 
     oneDNN's weight gradient of a 3 x 3 x 3 convolution reads memory there that nothing has
     written (seen with torch 2.13): now and then it is not finite, and never twice the same.
@@ -114,9 +124,8 @@ def refuse_unfit_bfloat16(device: torch.device, precision: str, cube: Sequence[i
         cube: Size of a training cube in voxels.
 
     Raises:
-        ConfigError: If the processor has no bfloat16, or the cubes are too small.
+        ConfigError: If the cubes are too small.
     """
-    refuse_emulated_bfloat16(device, precision)
     if device.type == "cpu" and precision == "bfloat16" and min(cube) < SMALLEST_BFLOAT16:
         raise ConfigError(
             f"Expected cubes of at least {SMALLEST_BFLOAT16} voxels a side for bfloat16 on a CPU, "

@@ -12,6 +12,7 @@ def hardware(device: torch.device) -> dict[str, str | int]:
     facts: dict[str, str | int] = {
         "processor": processor_name(),
         "cores": os.cpu_count() or 1,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
