@@ -33,7 +33,8 @@ class Source:
     folder: Path
     cases: tuple[Case, ...]  # those that are used
     parts: Split
-    sha256: str  # of the files of all cases, and of the tables beside them
+    sha256: str  # what results are kept under; of phantoms see PhantomPlan.identity
+    files_sha256: str  # of the files of all cases, and of the tables beside them
 
     @property
     def is_synthetic(self) -> bool:
@@ -97,8 +98,17 @@ def write_phantoms(phantoms: PhantomPlan, corpus: str, folder: Path, workers: in
     unfinished.rename(folder)
 
 
-def open_source(corpus: str, folder: Path, work: Path, out: Path) -> Source:
+def open_source(
+    corpus: str, folder: Path, work: Path, out: Path, phantoms: PhantomPlan | None = None
+) -> Source:
     """Check a data set, every voxel of it, and split it; what was checked before is not again.
+
+    Args:
+        corpus: Its name.
+        folder: Where it lies.
+        work: Gets what was checked, under ``checked``.
+        out: Gets the split, under ``splits``.
+        phantoms: Says which hashes stand for the same synthetic set.
 
     Raises:
         ConfigError: If the set is missing, has another layout, holds damaged files (the first ones
@@ -117,7 +127,9 @@ def open_source(corpus: str, folder: Path, work: Path, out: Path) -> Source:
         write_json(record, {"version": VERSION, "corpus": corpus, "sha256": sha256})
     cases = used(listing.cases, ())
     parts = stored_split(split(corpus, listing.cases), out / "splits" / f"{corpus}.json")
-    return Source(corpus, folder, cases, parts, sha256)
+    known = phantoms is not None and (folder / MARKER).is_file()
+    identity = phantoms.identity(corpus, sha256) if phantoms and known else sha256
+    return Source(corpus, folder, cases, parts, identity, sha256)
 
 
 def refuse_errors(corpus: str, folder: Path, findings: Sequence[Any]) -> None:

@@ -72,7 +72,10 @@ def open_bench(plan: Plan, folders: Mapping[str, Path], work: Path, out: Path) -
     for folder, names in ((out, OUT_FOLDERS), (work, WORK_FOLDERS)):
         for name in names:
             (folder / name).mkdir(parents=True, exist_ok=True)
-    sources = {name: open_source(name, folder, work, out) for name, folder in folders.items()}
+    sources = {
+        name: open_source(name, folder, work, out, plan.phantoms)
+        for name, folder in folders.items()
+    }
     bench = make_bench(plan, sources, work, out)
     for task in plan.tasks:
         for share in sorted({run.share for run in plan.runs() if run.task == task}):

@@ -190,6 +190,7 @@ def _result(
         "noise": run.noise,
         "synthetic": bench.is_synthetic,
         "config": bench.config(run),
+        "files_sha256": bench.source(run.task).files_sha256,
         "commit": commit(),
         "hardware": hardware(device),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),

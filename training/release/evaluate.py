@@ -87,9 +87,9 @@ def weights_of(setting: Setting) -> list[dict[str, Any]]:
 
 def say_rounding(runs: Sequence[Run], setting: Setting) -> None:
     """Say so where fits in bfloat16 take longer: on a processor without it."""
-    if lacks_bfloat16(torch.device(setting.device), setting.mode_settings.precision):
-        if any(run.kind == "fit" and known_result(run, setting) is None for run in runs):
-            say(WITHOUT_BFLOAT16)
+    fits = [run for run in runs if run.kind == "fit" and known_result(run, setting) is None]
+    if fits and lacks_bfloat16(torch.device(setting.device), setting.mode_settings.precision):
+        say(WITHOUT_BFLOAT16)
 
 
 def failure(run: Run, problem: str) -> dict[str, str]:
