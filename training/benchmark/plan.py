@@ -70,7 +70,7 @@ class PhantomPlan:
     subjects: dict[str, int]  # by corpus; mmwhs: as many of CT and of MR
     size: str = "small"
     seed: int = 0
-    known: dict[str, list[str]] = field(default_factory=dict)  # hashes of one set, by corpus
+    known: dict[str, tuple[str, ...]] = field(default_factory=dict)  # hashes of one set, by corpus
 
     def identity(self, corpus: str, sha256: str) -> str:
         """Return the hash that stands for a set: the first of those known as the same.
@@ -78,7 +78,7 @@ class PhantomPlan:
         Which instructions a processor has rounds a few voxels in a million otherwise (NumPy), so
         the same subjects have a hash for each kind of processor.
         """
-        known = self.known.get(corpus, [])
+        known = self.known.get(corpus, ())
         return known[0] if sha256 in known else sha256
 
 
