@@ -30,7 +30,7 @@ def opened(tmp_path_factory) -> Bench:
     sources = {}
     for name in plan.corpora():
         tiny_corpora.WRITERS[name](root / name)
-        sources[name] = open_source(name, root / name, root / "work", root / "out")
+        sources[name] = open_source(name, root / name, root / "work")
     return make_bench(plan, sources, root / "work", root / "out")
 
 

@@ -1,8 +1,8 @@
 """Plans of the benchmark: which runs there are, how they are named, what stops before training."""
 
 import json
-import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ import torch
 
 from training.benchmark.bench import Bench, make_bench
 from training.benchmark.dry_run import describe, finished_seconds, missing_lines, table_rows
-from training.benchmark.plan import Run, load_plan
+from training.benchmark.plan import PhantomPlan, Run, load_plan
 from training.benchmark.pool import pick_devices
 from training.benchmark.rows import ROWS, build_network, get_row
 from training.benchmark.run import main
@@ -21,11 +21,13 @@ from training.benchmark.sources import (
     open_source,
     refuse_test_cases,
     stored_split,
+    write_phantoms,
 )
-from training.benchmark.stages import refuse_emulated
+from training.benchmark.stages import say_rounding
 from training.benchmark.tasks import TASKS
 from training.config import load_recipe
 from training.corpora import get_corpus
+from training.corpora.phantom.corpus import MARKER
 from training.corpora.splits import split
 from training.published import PUBLISHED
 from universal_model_hub.errors import CheckpointError, ConfigError, WeightsError
@@ -33,6 +35,7 @@ from universal_model_hub.files import write_json
 from universal_model_hub.fit.training.transfer import build_model
 from universal_model_hub.saving import save_pretrained
 
+ROOT = Path(__file__).parent.parent
 ONE_TABLE = (
     'tables={table_3={rows=["scratch"], tasks=["las_ct", "lnc"], trials=2}, '
     'table_5={rows=["scratch"], tasks=["las_ct"], noise=[0.0, 4.0], trials=1}}'
@@ -47,7 +50,7 @@ def bench(tmp_path) -> Bench:
     for name in ("luna16", "mmwhs"):
         tiny_corpora.WRITERS[name](tmp_path / name)
         (tmp_path / "work" / "checked").mkdir(parents=True, exist_ok=True)
-        sources[name] = open_source(name, tmp_path / name, tmp_path / "work", tmp_path / "out")
+        sources[name] = open_source(name, tmp_path / name, tmp_path / "work")
     return make_bench(plan, sources, tmp_path / "work", tmp_path / "out")
 
 
@@ -115,21 +118,46 @@ def test_the_networks_scored_in_windows_are_those_with_weights_no_cube_trains(ro
     assert untrained == (plan.window(Run(0, "bts", row)) is not None)
 
 
-def test_bfloat16_that_a_processor_would_emulate_is_refused_with_what_to_set(monkeypatch):
+def test_bfloat16_that_a_processor_rounds_from_float32_is_announced(monkeypatch, capsys):
     monkeypatch.setattr("universal_model_hub.devices.cpu_has_bfloat16", lambda: False)
-    with pytest.raises(ConfigError, match=r"AVX-512.*--set 'networks\.unet3d") as caught:
-        refuse_emulated(load_plan("benchmark_mini"), ["cpu"])
-    settings = re.findall("--set '(.+?)'", str(caught.value))
-    refuse_emulated(load_plan("benchmark_mini", settings), ["cpu"])
-    refuse_emulated(load_plan("benchmark_mini"), ["cuda:0"])
-    tables = ("networks.i3d", "pretraining.recipes.jigsaw.run")
-    own = [f'{table}.precision="bfloat16"' for table in tables]
-    with pytest.raises(ConfigError, match="AVX-512") as refused:
-        refuse_emulated(load_plan("benchmark_mini", [*settings, *own]), ["cpu"])
-    float32 = [setting.replace("bfloat16", "float32") for setting in own]
-    assert re.findall(r"--set '(.*?)'", str(refused.value)) == float32  # just what it takes
-    refuse_emulated(load_plan("benchmark_mini", [*settings, *float32]), ["cpu"])
-    refuse_emulated(load_plan("benchmark_smoke"), ["cpu"])
+    runs = ['networks.unet3d.precision="float32"']
+    pretrainings = ['pretraining.run.precision="float32"']
+    for settings in ([], runs, pretrainings):
+        say_rounding(load_plan("benchmark_mini", settings), ["cpu"])
+        assert "this processor has no bfloat16 (no AVX-512)" in capsys.readouterr().err
+    say_rounding(load_plan("benchmark_mini", [*runs, *pretrainings]), ["cpu"])
+    say_rounding(load_plan("benchmark_mini"), ["cuda:0"])
+    say_rounding(load_plan("benchmark_smoke"), ["cpu"])
+    assert capsys.readouterr().err == ""
+
+
+def test_phantoms_that_round_otherwise_are_one_set_and_their_own_hash_is_kept(tmp_path):
+    folder = tiny_corpora.mmwhs(tmp_path / "mmwhs")
+    (folder / MARKER).write_text("synthetic")
+    files = open_source("mmwhs", folder, tmp_path).sha256
+    known = PhantomPlan(subjects={}, known={"mmwhs": ("canonical", files)})
+    source = open_source("mmwhs", folder, tmp_path, known)
+    assert (source.sha256, source.files_sha256) == ("canonical", files)
+    other = PhantomPlan(subjects={}, known={"mmwhs": ("canonical", "?"), "adni": ("x", files)})
+    assert open_source("mmwhs", folder, tmp_path, other).sha256 == files
+    (folder / MARKER).unlink()  # a real set is what its files are
+    assert open_source("mmwhs", folder, tmp_path, known).sha256 == files
+
+
+def test_the_mini_plan_knows_the_phantoms_that_its_results_were_made_of():
+    stored = json.loads((ROOT / "results/benchmark_mini/plan.json").read_text())["data"]
+    known = load_plan("benchmark_mini").phantoms.known
+    assert {corpus: hashes[0] for corpus, hashes in known.items()} == stored
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("corpus", ["mmwhs", "msd_heart"])
+def test_phantoms_written_here_are_ones_that_the_mini_plan_knows(tmp_path, corpus):
+    plan = load_plan("benchmark_mini").phantoms
+    write_phantoms(plan, corpus, tmp_path / corpus, 2)
+    cases = get_corpus(corpus).cases(tmp_path / corpus)
+    found = fingerprint_files(tmp_path / corpus, cases, tmp_path / "files.json")
+    assert found in plan.known[corpus]
 
 
 def test_a_run_that_several_tables_need_is_done_once():
@@ -230,9 +258,21 @@ def test_a_missing_set_and_another_layout_stop_with_their_folder(tmp_path):
     with pytest.raises(ConfigError, match="corpus=folder with a corpus out of luna16"):
         corpus_folders(paper, ["kits=x"], tmp_path)
     with pytest.raises(ConfigError, match="nowhere"):
-        open_source("mmwhs", tmp_path / "nowhere", tmp_path, tmp_path)
+        open_source("mmwhs", tmp_path / "nowhere", tmp_path)
     with pytest.raises(ConfigError, match="MMWHS layout"):
-        open_source("mmwhs", tmp_path, tmp_path, tmp_path)
+        open_source("mmwhs", tmp_path, tmp_path)
+
+
+def test_a_refused_set_leaves_no_output(tmp_path, capsys):
+    tiny_corpora.luna16(tmp_path / "luna16")
+    broken_label(tiny_corpora.mmwhs(tmp_path / "mmwhs"))
+    out, work = tmp_path / "out", tmp_path / "work"
+    sets = [f"{name}={tmp_path / name}" for name in ("luna16", "mmwhs")]
+    options = ["--plan", "benchmark_smoke", "--set", ONE_TABLE, "-o", str(out)]
+    assert main([*options, "--work", str(work), *sets]) == 2
+    assert "ct_train_1002_label.nii.gz" in capsys.readouterr().err
+    assert not out.exists()
+    assert [path.name for path in work.iterdir()] == ["checked"]
 
 
 def broken_nan(folder):
@@ -272,7 +312,7 @@ def test_a_damaged_file_stops_before_training_and_is_named(tmp_path, damage):
     name = damage(tiny_corpora.mmwhs(tmp_path / "mmwhs"))
     (tmp_path / "checked").mkdir()
     with pytest.raises(ConfigError, match=name):
-        open_source("mmwhs", tmp_path / "mmwhs", tmp_path, tmp_path)
+        open_source("mmwhs", tmp_path / "mmwhs", tmp_path)
     noted = {path.name for path in (tmp_path / "checked").iterdir()}
     assert noted <= {"mmwhs-files.json"}  # hashes, and nothing that says it is sound
 
@@ -281,7 +321,7 @@ def test_a_series_in_two_subsets_stops_with_its_file(tmp_path):
     tiny_corpora.luna16(tmp_path / "luna16")
     tiny_corpora.mhd(tmp_path / "luna16" / "subset9" / "1.2.0.mhd", tiny_corpora.ct(0))
     with pytest.raises(ConfigError, match=r"1\.2\.0\.mhd: The series is in subset0 and again"):
-        open_source("luna16", tmp_path / "luna16", tmp_path, tmp_path)
+        open_source("luna16", tmp_path / "luna16", tmp_path)
 
 
 def test_a_set_is_hashed_by_content_and_only_when_it_changed(tmp_path):

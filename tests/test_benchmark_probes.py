@@ -233,7 +233,7 @@ def bench(tmp_path_factory) -> Bench:
             atrium[4:6, 4:6, 4:6] = 420
             for path in (root / name).glob("*/*_label.nii.gz"):
                 tiny_corpora.nifti(path, atrium)
-        sources[name] = open_source(name, root / name, work, out)
+        sources[name] = open_source(name, root / name, work)
     return make_bench(plan, sources, work, out)
 
 

@@ -52,7 +52,7 @@ def bench(tmp_path_factory) -> Bench:
     sources = {}
     for name in CORPORA:
         tiny_corpora.WRITERS[name](root / name)
-        sources[name] = open_source(name, root / name, work, out)
+        sources[name] = open_source(name, root / name, work)
     made = make_bench(plan, sources, work, out)
     for name in plan.tasks:
         sides = made.source(name).sides(TASKS[name])

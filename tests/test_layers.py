@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "universal_model_hub"
 
 # Lowest first; within a line, left to right.
 LAYERS = [
-    ["errors", "files", "extras", "devices"],
+    ["errors", "files", "extras", "devices", "rounding"],
     ["volume", "resample", "preprocess"],
     ["networks", "heads"],
     ["config", "tensors", "catalog", "hub", "card"],

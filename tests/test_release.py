@@ -898,21 +898,23 @@ def test_a_dry_run_reads_no_scan(tiny, tmp_path, monkeypatch, capsys):
     assert "in all about" in capsys.readouterr().err
 
 
-def test_fits_that_a_processor_would_emulate_are_refused_and_known_ones_are_read(
-    tiny, tmp_path, monkeypatch
+def test_fits_that_a_processor_would_round_are_announced_and_known_ones_are_read(
+    tiny, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr("universal_model_hub.devices.cpu_has_bfloat16", lambda: False)
     tasks = evaluate.chosen_tasks(tiny.tasks, (), tiny.mode, "bfloat16")
     setting = replace(tiny, tasks=tasks, kept=tmp_path)
     fits = tuning_runs(setting, ("full",))
-    with pytest.raises(ConfigError, match=r"AVX-512.*--precision float32"):
-        evaluate.refuse_emulated_fits(fits, setting)
     float32 = evaluate.chosen_tasks(tasks, (), tiny.mode, "float32")
-    evaluate.refuse_emulated_fits(fits, replace(setting, tasks=float32))
-    evaluate.refuse_emulated_fits(fits, replace(setting, device="cuda"))
+    evaluate.say_rounding(fits, replace(setting, tasks=float32))
+    evaluate.say_rounding(fits, replace(setting, device="cuda"))
+    assert capsys.readouterr().err == ""
+    evaluate.say_rounding(fits, setting)
+    assert "no bfloat16 (no AVX-512)" in capsys.readouterr().err
     for run in fits:
         result_file(run, setting).write_text("{}")
-    evaluate.refuse_emulated_fits(fits, setting)
+    evaluate.say_rounding(fits, setting)
+    assert capsys.readouterr().err == ""
 
 
 def test_unknown_tasks_and_a_missing_output_are_refused(tiny, monkeypatch, capsys):

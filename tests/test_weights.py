@@ -85,11 +85,11 @@ def test_short_and_whole_runs_do_not_share_checkpoints():
     assert work_folder("compact", short=True) != work_folder("compact", short=False)
 
 
-def test_a_processor_without_bfloat16_trains_in_float32_and_says_so(monkeypatch, capsys):
-    monkeypatch.setattr(weights, "cpu_has_bfloat16", lambda: False)
-    assert weights.recipe_for("compact").run.precision == "float32"
-    assert "compact: in float32" in capsys.readouterr().err
-    monkeypatch.setattr(weights, "cpu_has_bfloat16", lambda: True)
+def test_a_processor_without_bfloat16_trains_the_same_recipe_and_says_so(monkeypatch, capsys):
+    monkeypatch.setattr("universal_model_hub.devices.cpu_has_bfloat16", lambda: False)
+    assert weights.recipe_for("compact") == load_recipe("compact")
+    assert "compact: this processor has no bfloat16" in capsys.readouterr().err
+    monkeypatch.setattr("universal_model_hub.devices.cpu_has_bfloat16", lambda: True)
     assert weights.recipe_for("compact") == load_recipe("compact")
     assert capsys.readouterr().err == ""
 

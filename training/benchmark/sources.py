@@ -99,7 +99,7 @@ def write_phantoms(phantoms: PhantomPlan, corpus: str, folder: Path, workers: in
 
 
 def open_source(
-    corpus: str, folder: Path, work: Path, out: Path, phantoms: PhantomPlan | None = None
+    corpus: str, folder: Path, work: Path, phantoms: PhantomPlan | None = None
 ) -> Source:
     """Check a data set, every voxel of it, and split it; what was checked before is not again.
 
@@ -107,12 +107,11 @@ def open_source(
         corpus: Its name.
         folder: Where it lies.
         work: Gets what was checked, under ``checked``.
-        out: Gets the split, under ``splits``.
         phantoms: Says which hashes stand for the same synthetic set.
 
     Raises:
-        ConfigError: If the set is missing, has another layout, holds damaged files (the first ones
-            are named), or is not the one that ``out`` was split by.
+        ConfigError: If the set is missing, has another layout, or holds damaged files; the first
+            ones are named.
     """
     reader = get_corpus(corpus)
     if not folder.is_dir():
@@ -125,10 +124,10 @@ def open_source(
         survey = inspect(reader, folder, progress=True)
         refuse_errors(corpus, folder, survey.findings)
         write_json(record, {"version": VERSION, "corpus": corpus, "sha256": sha256})
-    cases = used(listing.cases, ())
-    parts = stored_split(split(corpus, listing.cases), out / "splits" / f"{corpus}.json")
-    known = phantoms is not None and (folder / MARKER).is_file()
-    identity = phantoms.identity(corpus, sha256) if phantoms and known else sha256
+    identity = sha256
+    if phantoms is not None and (folder / MARKER).is_file():
+        identity = phantoms.identity(corpus, sha256)
+    cases, parts = used(listing.cases, ()), split(corpus, listing.cases)
     return Source(corpus, folder, cases, parts, identity, sha256)
 
 

@@ -26,7 +26,7 @@ from training.benchmark.probing import Probe, pretrained_rows, probes, run_probe
 from training.benchmark.probing_cubes import cut_case, cuts
 from training.benchmark.report import write_report
 from training.benchmark.rows import ROWS, UNAVAILABLE, build_network, get_row
-from training.benchmark.sources import Source, open_source, write_phantoms
+from training.benchmark.sources import Source, open_source, stored_split, write_phantoms
 from training.benchmark.tasks import TASKS, TargetTask
 from training.benchmark.tasks_data import prepare_case
 from training.benchmark.trial import Trial, run_trial
@@ -69,18 +69,19 @@ def open_bench(plan: Plan, folders: Mapping[str, Path], work: Path, out: Path) -
         WeightsError: If weights that the user brought are of another network.
     """
     refuse_missing()
-    for folder, names in ((out, OUT_FOLDERS), (work, WORK_FOLDERS)):
-        for name in names:
-            (folder / name).mkdir(parents=True, exist_ok=True)
     sources = {
-        name: open_source(name, folder, work, out, plan.phantoms)
-        for name, folder in folders.items()
+        name: open_source(name, folder, work, plan.phantoms) for name, folder in folders.items()
     }
     bench = make_bench(plan, sources, work, out)
     for task in plan.tasks:
         for share in sorted({run.share for run in plan.runs() if run.task == task}):
             bench.source(task).sides(TASKS[task], share)
     check_networks(bench)
+    for name, source in sources.items():
+        stored_split(source.parts, out / "splits" / f"{name}.json")
+    for folder, names in ((out, OUT_FOLDERS), (work, WORK_FOLDERS)):  # no input refused from here
+        for name in names:
+            (folder / name).mkdir(parents=True, exist_ok=True)
     write_json(out / "plan.json", describe_plan(bench))
     return bench
 

@@ -108,7 +108,7 @@ def _open(case: Case, folder: Path) -> GridCase:
     except (OSError, ValueError, ConfigError) as cause:
         raise CheckpointError(
             f"Expected the prepared case {case.id} in {folder}, got: {cause}. Delete the folder "
-            "and start the same command again."
+            "and start again without --only, or with --only data first."
         ) from cause
 
 
