@@ -386,7 +386,25 @@ def test_runs_done_twice_are_compared_and_the_later_ones_count(out: Path) -> Non
     assert row["earlier, on"] == "some GPU, torch 1"
     assert (row["mean score, earlier"], row["mean score, later"]) == ("55.00", "50.00")
     assert row["mean difference of a run, without sign"] == "35.00"
+    assert row["starting weights"] == "the same"
     assert after["Cost"] == before["Cost"]
+
+
+def test_runs_done_twice_from_other_weights_are_told_from_those_of_the_same(out: Path) -> None:
+    (out / "earlier").mkdir()
+    for trial, digest in enumerate("aab"):
+        own = result("universal", "bts", trial, segmented([0.5] * 12))
+        weights = {"recipe": "paper", "hours": 1.0, "steps": 2}
+        write(out, {**own, "pretraining": {**weights, "sha256": "a"}})
+        earlier = json.dumps({**own, "pretraining": {**weights, "sha256": digest}})
+        (out / "earlier" / f"{run_name('universal', 'bts', trial)}.json").write_text(earlier)
+    write_report(out)
+    twice = json.loads((out / "report.json").read_text())["tables"]["Runs done twice"]
+    rows = [dict(zip(twice["head"], row, strict=True)) for row in twice["rows"]]
+    assert [(row["runs"], row["starting weights"]) for row in rows] == [
+        ("2", "the same"),
+        ("1", "trained again"),
+    ]
 
 
 def test_failures_are_listed_also_those_of_probes(out: Path) -> None:

@@ -68,14 +68,14 @@ def test_a_processor_with_bfloat16_agrees(name):
         native = outputs(layer, x, torch.float32)
     for ours, theirs in zip(rounded, native, strict=True):
         assert ours.dtype == theirs.dtype
-        torch.testing.assert_close(ours.float(), theirs.float(), rtol=0.02, atol=0.02)
+        assert (ours - theirs).float().norm() < 0.01 * theirs.float().norm()
 
 
 def test_only_products_are_rounded_and_only_where_autocast_is_on():
     a, b = torch.randn(2, 3, 4), torch.randn(2, 4, 5)
     with rounded_autocast():
         assert (a @ b).dtype == torch.bmm(a, b).dtype == torch.matmul(a, b).dtype == torch.bfloat16
-        assert torch.equal(a + 1, a.add(1))
+        assert torch.equal(torch.einsum("nij,njk->nik", a, b), a @ b)
         assert (a + 1).dtype == torch.float32
         assert (a.double() @ b.double()).dtype == torch.float64
         with torch.autocast("cpu", enabled=False):

@@ -15,7 +15,7 @@ _is_rounding: ContextVar[bool] = ContextVar("is_rounding", default=False)
 # What autocast runs in bfloat16, of that what networks here call.
 PRODUCTS = frozenset(
     function
-    for name in ("conv3d", "conv_transpose3d", "linear", "matmul", "bmm")
+    for name in ("conv3d", "conv_transpose3d", "linear", "matmul", "bmm", "einsum")
     for function in (getattr(torch, name, None), getattr(F, name, None))
     if function is not None
 ) | {Tensor.matmul, Tensor.__matmul__, Tensor.bmm}

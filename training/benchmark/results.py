@@ -45,6 +45,12 @@ class Result:
         return str(known[0]).replace("(R)", "") if known else "unknown"
 
     @property
+    def weights(self) -> str | None:
+        """The hash of the weights of its own pre-training; ``None`` without one."""
+        pretraining = self.content["pretraining"]
+        return None if pretraining is None else str(pretraining["sha256"])
+
+    @property
     def platform(self) -> str:
         """The machine, its instructions where they were noted, and the version of PyTorch there."""
         hardware = self.content["hardware"]

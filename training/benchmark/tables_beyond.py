@@ -150,14 +150,15 @@ def cost_view(results: Results) -> View:
 
 def again_view(results: Results) -> View | None:
     """Return how far runs that were done twice agree: same configuration and seed."""
-    pairs: dict[tuple[str, str, str, str], list[tuple[Result, Result]]] = {}
+    pairs: dict[tuple[str, ...], list[tuple[Result, Result]]] = {}
     for name, first in results.earlier.items():
         now = results.runs.get(name)
         if now is not None:
-            key = (first.row, first.task, first.platform, now.platform)
+            weights = "the same" if first.weights == now.weights else "trained again"
+            key = (first.row, first.task, first.platform, now.platform, weights)
             pairs.setdefault(key, []).append((first, now))
     rows = []
-    for (row, task, before, after), own in sorted(pairs.items()):
+    for (row, task, before, after, weights), own in sorted(pairs.items()):
         metric = results.metric(task)
         both = [(first.value(metric), now.value(metric)) for first, now in own]
         scores = [(a, b) for a, b in both if a is not None and b is not None]
@@ -169,7 +170,7 @@ def again_view(results: Results) -> View | None:
                 Cell(results.title(row), results.title(row)),
                 Cell(task, task),
                 Cell(str(len(scores)), len(scores)),
-                *(Cell(machine, machine) for machine in (before, after)),
+                *(Cell(text, text) for text in (weights, before, after)),
                 *(Cell(f"{mean(side):.2f}", mean(side)) for side in zip(*scores, strict=True)),
                 Cell(f"{apart:.2f}", apart),
             )
@@ -182,14 +183,15 @@ def again_view(results: Results) -> View | None:
             "The same configuration and seed, done again: test scores in points, and the mean of "
             "the differences without their sign, run by run. Machines and versions of PyTorch "
             "round differently, and training magnifies that: a difference of this size between two "
-            "starts may be no more. All other tables are of the later runs."
+            "starts may be no more. Where the starting weights were trained again, that training's "
+            "rounding counts too. All other tables are of the later runs."
         ),
         head=(
-            "start", "task", "runs", "earlier, on", "later, on", "mean score, earlier",
-            "mean score, later", "mean difference of a run, without sign",
+            "start", "task", "runs", "starting weights", "earlier, on", "later, on",
+            "mean score, earlier", "mean score, later", "mean difference of a run, without sign",
         ),
         rows=tuple(rows),
-        numeric=(2, 5, 6, 7),
+        numeric=(2, 6, 7, 8),
     )  # fmt: skip
 
 
