@@ -10,7 +10,7 @@ import tiny_corpora
 import torch
 
 from training.benchmark.bench import Bench, make_bench
-from training.benchmark.dry_run import describe, finished_seconds, missing_lines, table_rows
+from training.benchmark.dry_run import describe, missing_lines, table_rows
 from training.benchmark.plan import PhantomPlan, Run, load_plan
 from training.benchmark.pool import pick_devices
 from training.benchmark.rows import ROWS, build_network, get_row
@@ -23,12 +23,14 @@ from training.benchmark.sources import (
     stored_split,
     write_phantoms,
 )
+from training.benchmark.spent import finished_seconds
 from training.benchmark.stages import say_rounding
 from training.benchmark.tasks import TASKS
 from training.config import load_recipe
 from training.corpora import get_corpus
 from training.corpora.phantom.corpus import MARKER
 from training.corpora.splits import split
+from training.publish import recipe_sha256
 from training.published import PUBLISHED
 from universal_model_hub.errors import CheckpointError, ConfigError, WeightsError
 from universal_model_hub.files import write_json
@@ -409,6 +411,23 @@ def test_a_dry_run_counts_runs_and_says_where_its_hours_come_from(tmp_path):
             if line.strip()}  # fmt: skip
     assert rows["las_ct"][1:3] == ["3", "6.0"]  # two clean trials and a noisy one, two hours each
     assert rows["lnc"][1:3] == ["2", "2.0"]
+
+
+def test_a_dry_run_takes_the_hours_of_pre_trainings_that_are_done(tmp_path):
+    table = 'tables={table_3={rows=["universal"], tasks=["lnc"], trials=1}}'
+    plan = load_plan("benchmark_smoke", [table])
+    assert "hours of 0 that are done, of 1 operations" in describe(plan, None)
+    recipe = plan.recipe("universal", "lnc")
+    done = {"recipe_sha256": recipe_sha256(recipe), "result": {"hours": 12.5}}
+    others = {"genesis": {**done, "recipe_sha256": "f" * 64}, "model_ct": {"recipe_sha256": "e"}}
+    write_json(tmp_path / "pretraining.json", {"universal": done, **others})
+    text = describe(plan, tmp_path)
+    assert "hours of 1 that are done, of 0 operations" in text
+    row = next(line for line in text.splitlines() if line.startswith("  pre-training  "))
+    assert row.split()[1:3] == ["1", "12.5"]
+    (tmp_path / "pretraining.json").write_text('{"universal": {"result": {}}}')
+    with pytest.raises(ConfigError, match=r"pretraining\.json"):
+        describe(plan, tmp_path)
 
 
 def test_the_command_ends_with_2_and_one_line_where_the_input_is_at_fault(tmp_path, capsys):

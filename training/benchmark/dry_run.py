@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from training.benchmark.plan import Plan, Run
 from training.benchmark.rows import UNAVAILABLE, build_network, get_row
+from training.benchmark.spent import finished_hours, finished_seconds
 from training.benchmark.tasks import TASKS
 from training.config import Recipe
 from training.corpora import get_corpus
@@ -25,9 +26,8 @@ from training.corpora.paper import SPLIT_SIZES
 from training.corpora.phantom.scan_files import FRAMES
 from training.estimate import PAPER_WIDTH, Assumptions, cpu_tflops, read_cost
 from training.plan import columns, duration, size
+from training.publish import recipe_sha256
 from training.workload import counted, cubes_seen, network_of, store_bytes
-from universal_model_hub.errors import ConfigError
-from universal_model_hub.files import parse_json
 
 TIMED_CUBE = (32, 32, 32)  # voxels, of the short timing
 TIMED_STEPS = 3
@@ -58,6 +58,7 @@ def describe(plan: Plan, out: Path | None) -> str:
         out: Folder of results, whose finished runs give the seconds; None for none.
     """
     found = finished_seconds(out) if out is not None else {}
+    hours = finished_hours(out) if out is not None else {}
     costs = run_costs(plan, found)
     runs = plan.runs()
     trained = pretraining_recipes(plan)
@@ -67,7 +68,7 @@ def describe(plan: Plan, out: Path | None) -> str:
         ["Runs", *columns(table_rows(plan))],
         *([["Not run", *missing]] if missing else []),
         ["Pre-trainings", *columns(pretraining_rows(trained))],
-        ["Hours (estimate)", *hour_lines(runs, trained, costs)],
+        ["Hours (estimate)", *hour_lines(runs, trained, costs, hours)],
         ["Disk (estimate)", *disk_lines(plan, trained)],
     ]
     return "\n\n".join("\n".join(section) for section in sections)
@@ -119,8 +120,20 @@ def recipe_tflop(recipe: Recipe) -> float:
     return 2 * network_of(recipe).training_gmac / 1000 * cubes_seen(recipe)
 
 
-def hour_lines(runs: list[Run], trained: list[tuple[str, Recipe]], costs: Costs) -> list[str]:
-    """Return core hours and GPU hours by task, of pre-training, and in all."""
+def hour_lines(
+    runs: list[Run],
+    trained: list[tuple[str, Recipe]],
+    costs: Costs,
+    hours: Mapping[str, float],
+) -> list[str]:
+    """Return core hours and GPU hours by task, of pre-training, and in all.
+
+    Args:
+        runs: What is planned.
+        trained: Each pre-training's row and recipe.
+        costs: Of the runs.
+        hours: Of finished pre-trainings, by the hash of the recipe.
+    """
     cost = read_cost()
     given = Assumptions(**cost["estimates"]["assumptions"])
     by_task: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
@@ -132,20 +145,24 @@ def hour_lines(runs: list[Run], trained: list[tuple[str, Recipe]], costs: Costs)
     core = gpu = 0.0
     for _, recipe in trained:
         tflop = recipe_tflop(recipe)
-        core += tflop / cpu_tflops(recipe.model.width, cost["measured"])
+        known = hours.get(recipe_sha256(recipe))
+        estimated = tflop / cpu_tflops(recipe.model.width, cost["measured"])
+        core += estimated if known is None else 3600 * known
         gpu += tflop / gpu_tflops(recipe.model.width, given)
     by_task["pre-training"] = [float(len(trained)), core, gpu]
     total = [sum(row[place] for row in by_task.values()) for place in range(3)]
     rows = [["task", "", "runs", "core hours here", "GPU hours"]]
     for name, (count, seconds, on_gpu) in [*by_task.items(), ("all", total)]:
         rows.append([name, "", f"{count:,.0f}", f"{seconds / 3600:,.1f}", f"{on_gpu / 3600:,.1f}"])
+    measured = sum(recipe_sha256(recipe) in hours for _, recipe in trained)
     ways = ", ".join(f"{n}: {duration(total[1] / 3600 / n)}" for n in (1, 2, 8))
     return [
         *columns(rows),
         f"  by processes on cores like this one: {ways}",
         *(f"  {note}" for note in costs.notes),
         f"  GPU: {given.notes()[0]}",
-        "  pre-training here: operations over the rate in results/training_cost.json",
+        f"  pre-training here: hours of {measured} that are done, of {len(trained) - measured} "
+        "operations over the rate in results/training_cost.json",
     ]
 
 
@@ -153,20 +170,6 @@ def gpu_tflops(width: int, given: Assumptions) -> float:
     """Return the rate that is assumed of the GPU for a network of a width."""
     narrow = given.gpu_narrow_tflops
     return narrow if narrow and width < PAPER_WIDTH else given.gpu_tflops
-
-
-def finished_seconds(out: Path) -> dict[tuple[str, str, int], float]:
-    """Return the mean seconds of finished runs by network, task and steps."""
-    seconds: defaultdict[tuple[str, str, int], list[float]] = defaultdict(list)
-    for path in sorted((out / "runs").glob("*.json")):
-        try:
-            result = parse_json(path.read_bytes())
-            key = (result["network"]["name"], result["task"], result["steps"])
-            parts = ("seconds", "validation_seconds", "test_seconds")
-            seconds[key].append(sum(result[part] for part in parts))
-        except (KeyError, TypeError, ValueError) as cause:
-            raise ConfigError(f"Expected a result in {path}, got {cause!r}. Delete it.") from cause
-    return {key: sum(values) / len(values) for key, values in seconds.items()}
 
 
 def run_costs(plan: Plan, found: Mapping[tuple[str, str, int], float]) -> Costs:
