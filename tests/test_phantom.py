@@ -2,9 +2,13 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -40,6 +44,7 @@ from training.corpora.phantom.tissues import tissue_values
 from training.corpora.phantom.vessels import grow_trees
 from universal_model_hub.errors import ConfigError
 
+ROOT = Path(__file__).parent.parent
 STILL = replace(CT_SCANNERS["soft"], noise_hu=0.0, blur_mm=0.0, streak_hu=0.0, couch=False)
 TUMOR = ("edema", "tumor_core", "enhancing_tumor")
 LIVER = ("liver", "liver_vessel", "liver_lesion")
@@ -552,3 +557,25 @@ def test_the_preview_command_draws_every_kind(tmp_path: Path):
     picture = plt.imread(tmp_path / "p.png")
     assert picture.shape[0] > 1000
     assert picture[..., :3].std() > 0.1
+
+
+@pytest.mark.slow
+def test_a_processors_instructions_move_few_voxels_by_one_unit_and_no_label(tmp_path):
+    # NumPy takes the widest it finds: AVX-512 against AVX2, or AVX2 against none.
+    found = np.show_config(mode="dicts")["SIMD Extensions"]["found"]
+    left_out = [name for name in found if name != "X86_V3"] or found
+    if not left_out:
+        pytest.skip("NumPy takes the plainest instructions here")
+    for folder, disabled in (("all", []), ("fewer", left_out)):
+        command = [sys.executable, "-m", "training.corpora.phantom", "write", "brats2018"]
+        environment = {**os.environ, "NPY_DISABLE_CPU_FEATURES": " ".join(disabled)}
+        options = [str(tmp_path / folder), "--subjects", "2"]
+        subprocess.run([*command, *options], env=environment, check=True, cwd=ROOT)
+    moved = voxels = 0
+    for path in sorted((tmp_path / "all").rglob("*.nii.gz")):
+        other = tmp_path / "fewer" / path.relative_to(tmp_path / "all")
+        one, two = (np.asarray(nib.load(p).dataobj).astype(int) for p in (path, other))
+        apart = np.abs(one - two)
+        assert apart.max() <= (0 if "_seg" in path.name else 1), path.name
+        moved, voxels = moved + np.count_nonzero(apart), voxels + apart.size
+    assert 0 < moved < 1e-4 * voxels
