@@ -337,8 +337,12 @@ def test_rows_that_were_scored_in_windows_are_named(out: Path) -> None:
 
 def test_the_cost_of_a_start_stands_by_machine(out: Path) -> None:
     path = out / "runs" / f"{run_name('scratch', 'bts', 1)}.json"
-    elsewhere = {"gpu": "some GPU", "processor": "some CPU", "torch": "2"}
+    elsewhere = {"gpu": "some GPU", "processor": "some CPU", "instructions": "AVX2", "torch": "2"}
     content = json.loads(path.read_text()) | {"hardware": elsewhere, "seconds": 60.0}
+    path.write_text(json.dumps(content))
+    slower = {"processor": "some CPU", "instructions": "AVX2", "torch": "2"}
+    path = out / "runs" / f"{run_name('scratch', 'bts', 2)}.json"
+    content = json.loads(path.read_text()) | {"hardware": slower, "seconds": 9000.0}
     path.write_text(json.dumps(content))
     write_report(out)
     cost = json.loads((out / "report.json").read_text())["tables"]["Cost"]
@@ -347,7 +351,7 @@ def test_the_cost_of_a_start_stands_by_machine(out: Path) -> None:
         (row["machine"], row["seconds, training"], row["runs"])
         for row in rows
         if (row["start"], row["task"]) == ("From scratch", "bts")
-    ] == [("some CPU", "7200", "2"), ("some GPU", "60", "1")]
+    ] == [("some CPU", "7200", "1"), ("some CPU, AVX2", "9000", "1"), ("some GPU", "60", "1")]
 
 
 def test_hours_are_of_the_runs_and_of_each_pretraining_once(out: Path) -> None:

@@ -39,10 +39,12 @@ class Result:
 
     @property
     def machine(self) -> str:
-        """The GPU or processor that the run was computed on."""
+        """The GPU or processor that the run was computed on; its instructions where noted."""
         hardware = self.content["hardware"]
-        known = [hardware[name] for name in ("gpu", "processor") if hardware.get(name)]
-        return str(known[0]).replace("(R)", "") if known else "unknown"
+        if hardware.get("gpu"):
+            return str(hardware["gpu"])
+        noted = [hardware[name] for name in ("processor", "instructions") if hardware.get(name)]
+        return ", ".join(noted).replace("(R)", "") or "unknown"
 
     @property
     def weights(self) -> str | None:
@@ -52,11 +54,8 @@ class Result:
 
     @property
     def platform(self) -> str:
-        """The machine, its instructions where they were noted, and the version of PyTorch there."""
-        hardware = self.content["hardware"]
-        noted = [] if "gpu" in hardware else [hardware.get("instructions")]
-        version = f"torch {hardware.get('torch', '?')}"
-        return ", ".join([self.machine, *filter(None, noted), version])
+        """The machine, and the version of PyTorch there."""
+        return f"{self.machine}, torch {self.content['hardware'].get('torch', '?')}"
 
     def value(self, metric: str) -> float | None:
         """Return a metric: percent, or mm of a distance."""
