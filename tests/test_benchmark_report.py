@@ -14,6 +14,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
+from training.benchmark import statistics
 from training.benchmark.findings import findings, summary
 from training.benchmark.report import main, write_report
 from training.benchmark.results import Result, read_results
@@ -161,7 +162,22 @@ def test_equal_scores_are_no_difference_and_few_cases_no_test() -> None:
 def test_rank_auc_is_scikit_learns() -> None:
     rng = np.random.default_rng(2)
     truth, scores = rng.integers(0, 2, 50), rng.integers(0, 6, 50).astype(float)  # with ties
-    assert rank_auc(truth, scores) == pytest.approx(roc_auc_score(truth, scores))
+    auc = roc_auc_score(truth, scores)
+    assert rank_auc(truth, scores) == pytest.approx(auc)
+    assert rank_auc(truth, np.stack([scores, -scores])) == pytest.approx([auc, 1 - auc])
+
+
+def test_the_draws_of_a_permutation_test_do_not_hang_on_how_many_are_ranked_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng, truth = np.random.default_rng(4), np.arange(60) % 2
+    one = [as_result(result("a", "adc", 0, classified(truth, truth + rng.normal(0, 1, 60))))]
+    other = [as_result(result("b", "adc", 0, classified(truth, rng.random(60))))]
+    whole = paired_auc(one, other, "auc")
+    monkeypatch.setattr(statistics, "SCORES_AT_ONCE", 60 * 7)
+    assert paired_auc(one, other, "auc") == whole
+    assert whole[1] is not None
+    assert 0 < whole[1] < 1
 
 
 def test_a_real_difference_of_auc_is_found_and_chance_is_not() -> None:

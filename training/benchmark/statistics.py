@@ -16,6 +16,7 @@ from training.benchmark.results import Result
 LEVEL = 0.95
 DRAWS, LEAST_DRAWS = 1999, 199
 MOST_RANKED = 2e8  # scores in all draws of a permutation test, beyond which there are fewer draws
+SCORES_AT_ONCE = 1_000_000  # of the draws that are ranked together: memory
 FEWEST_PAIRS = 5  # below which no test is made
 
 
@@ -137,18 +138,21 @@ def paired_auc(
     draws = int(np.clip(MOST_RANKED / (2 * len(truth)), LEAST_DRAWS, DRAWS))
     rng = np.random.default_rng(0)
     reached = 0
-    for _ in range(draws):
-        swapped = rng.integers(0, 2, len(names)).astype(bool)[owner]
+    at_once = max(1, SCORES_AT_ONCE // len(truth))  # draws
+    for first in range(0, draws, at_once):
+        size = (min(at_once, draws - first), len(names))
+        swapped = rng.integers(0, 2, size).astype(bool)[:, owner]  # (draws, P)
         a, b = np.where(swapped, theirs, ours), np.where(swapped, ours, theirs)
-        reached += abs(rank_auc(truth, a) - rank_auc(truth, b)) >= observed - 1e-12
+        apart = np.abs(rank_auc(truth, a) - rank_auc(truth, b))
+        reached += int(np.count_nonzero(apart >= observed - 1e-12))
     return len(names), (reached + 1) / (draws + 1), f"permutation over subjects, {draws} draws"
 
 
-def rank_auc(truth: np.ndarray, scores: np.ndarray) -> float:
-    """Return the area under the ROC curve (P,), (P,) from ranks; ties count a half."""
+def rank_auc(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Return the area under the ROC curve from ranks: (P,), (..., P) to (...); ties count half."""
     positive = truth == 1
     n, m = int(positive.sum()), int((~positive).sum())
-    total = float(stats.rankdata(scores)[positive].sum())
+    total = stats.rankdata(scores, axis=-1)[..., positive].sum(axis=-1)
     return (total - n * (n + 1) / 2) / (n * m)
 
 
