@@ -16,7 +16,7 @@ from universal_model_hub.fit.data.cases import LoadedCase, LoadedScan
 from universal_model_hub.fit.training.engine import (
     Process,
     StopRequest,
-    refuse_unfit_bfloat16,
+    check_bfloat16,
 )
 from universal_model_hub.fit.training.loop import Batches, fit
 from universal_model_hub.fit.training.losses import batch_loss, dice_loss
@@ -258,6 +258,6 @@ def test_bfloat16_is_refused_on_a_cpu_where_maps_would_be_too_small():
     with pytest.raises(ConfigError, match=r"at least 24 voxels.*\[32, 32, 16\].*float32"):
         fit(model, CubeSampler([ball_case()], settings, 2), settings)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-    refuse_unfit_bfloat16(torch.device("cpu"), "bfloat16", (24, 24, 24))
-    refuse_unfit_bfloat16(torch.device("cpu"), "float32", (8, 8, 8))
-    refuse_unfit_bfloat16(torch.device("cuda"), "bfloat16", (8, 8, 8))
+    check_bfloat16(torch.device("cpu"), "bfloat16", (24, 24, 24))
+    check_bfloat16(torch.device("cpu"), "float32", (8, 8, 8))
+    check_bfloat16(torch.device("cuda"), "bfloat16", (8, 8, 8))

@@ -429,6 +429,7 @@ def test_gpu_check_refuses_wrong_arguments(capsys):
     assert stopped.value.code == 2
 
 
+@pytest.mark.filterwarnings("ignore:This processor has no bfloat16")
 def test_every_check_runs_on_a_processor_and_a_failure_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "NETWORKS", {"tiny": (2, 2)})
     monkeypatch.setattr(gpu_check, "SAFE_RATE", "cubes.size=[24, 24, 24]")

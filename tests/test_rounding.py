@@ -1,5 +1,6 @@
 """bfloat16 on a processor without it: products of rounded numbers, rounded once."""
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 from training.config import load_recipe
 from universal_model_hub import devices
-from universal_model_hub.fit.training.engine import autocast
+from universal_model_hub.fit.training.engine import TrainingWarning, autocast
 from universal_model_hub.fit.training.loop import fit
 from universal_model_hub.fit.training.sampling import CubeSampler
 from universal_model_hub.networks.unet3d import UNet3D
@@ -101,8 +102,13 @@ def test_a_fit_in_bfloat16_is_close_to_float32_and_not_it(without_bfloat16):
     for precision in ("float32", "bfloat16"):
         chosen = replace(settings, precision=precision)
         torch.manual_seed(0)
-        fitted = fit(new_model(), CubeSampler([ball_case()], chosen, 2), chosen)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fitted = fit(new_model(), CubeSampler([ball_case()], chosen, 2), chosen)
+        said = [str(w.message) for w in caught if w.category is TrainingWarning]
+        assert len(said) == (precision == "bfloat16"), said  # once, not at every step
         losses[precision] = fitted.losses
+    assert "no bfloat16 (no AVX-512)" in said[0]
     assert losses["bfloat16"] == pytest.approx(losses["float32"], abs=0.02)
     assert losses["bfloat16"] != losses["float32"]
 

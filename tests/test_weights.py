@@ -85,15 +85,6 @@ def test_short_and_whole_runs_do_not_share_checkpoints():
     assert work_folder("compact", short=True) != work_folder("compact", short=False)
 
 
-def test_a_processor_without_bfloat16_trains_the_same_recipe_and_says_so(monkeypatch, capsys):
-    monkeypatch.setattr("universal_model_hub.devices.cpu_has_bfloat16", lambda: False)
-    assert weights.recipe_for("compact") == load_recipe("compact")
-    assert "compact: this processor has no bfloat16" in capsys.readouterr().err
-    monkeypatch.setattr("universal_model_hub.devices.cpu_has_bfloat16", lambda: True)
-    assert weights.recipe_for("compact") == load_recipe("compact")
-    assert capsys.readouterr().err == ""
-
-
 @pytest.mark.parametrize("name", siblings.SIBLINGS)
 def test_siblings_differ_from_the_compact_recipe_in_parts_and_length_alone(name):
     compact = load_recipe("compact")

@@ -20,7 +20,6 @@ COST_FILE = Path(__file__).parent.parent / "results" / "training_cost.json"
 ESTIMATED = (*dict.fromkeys(row.recipe for row in PUBLISHED if row.recipe), "compact")
 
 
-# Where bfloat16 brings nothing, as on a processor that rounds float32's products instead.
 SLOWEST_BFLOAT16 = 2.0  # times float32's seconds, beyond which its rows are not measured
 
 

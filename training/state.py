@@ -26,8 +26,8 @@ from universal_model_hub.fit.training.checkpoint import load_latest, save_checkp
 from universal_model_hub.fit.training.engine import (
     Ema,
     Process,
+    check_bfloat16,
     cosine_factor,
-    refuse_unfit_bfloat16,
 )
 from universal_model_hub.fit.training.hardware import hardware
 from universal_model_hub.networks import ARCHITECTURES
@@ -72,7 +72,7 @@ def start_training(recipe: Recipe, process: Process) -> Training:
     Raises:
         ConfigError: If the precision is not for this device, or the cubes too small for it.
     """
-    refuse_unfit_bfloat16(process.device, recipe.run.precision, recipe.cubes.size)
+    check_bfloat16(process.device, recipe.run.precision, recipe.cubes.size)
     unet = ARCHITECTURES[recipe.model.architecture](
         width=recipe.model.width,
         normalization=recipe.model.normalization,

@@ -75,8 +75,8 @@ class PhantomPlan:
     def identity(self, corpus: str, sha256: str) -> str:
         """Return the hash that stands for a set: the first of those known as the same.
 
-        NumPy's results depend on the instructions that a processor has, which moves some tens of a
-        million voxels by one unit; so the same subjects have a hash for each kind of processor.
+        NumPy's results depend on the instructions that a processor has, which moves a few voxels by
+        one unit; so the same subjects have a hash for each kind of processor.
         """
         known = self.known.get(corpus, ())
         return known[0] if sha256 in known else sha256

@@ -21,7 +21,7 @@ from training.metrics import runs_folder
 from training.pretrain import pretrain
 from training.publish import publish
 from training.release.prepare import make_store
-from training.release.weights import SUBJECTS, data_text, fetch_scans, recipe_for
+from training.release.weights import SUBJECTS, data_text, fetch_scans
 from universal_model_hub.errors import UniversalModelError
 
 SHARE = 8  # of the released run's steps, as its divisor
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.action == "list":
                 print(name, *overrides)
                 continue
-            recipe = recipe_for("compact", options.device, overrides)
+            recipe = load_recipe("compact", overrides)
             code = make_sibling(
                 name, recipe, options.work, device=options.device, workers=options.workers
             )

@@ -26,9 +26,7 @@ from training.publish import catalog_row, publish
 from training.release.prepare import make_store
 from training.release.rows import update_card
 from universal_model_hub.catalog import BUNDLED
-from universal_model_hub.devices import lacks_bfloat16
 from universal_model_hub.errors import ConfigError, UniversalModelError
-from universal_model_hub.fit.training.engine import WITHOUT_BFLOAT16, pick_device
 
 NAMES = {"compact": "unet3d-compact", "compact-anatomy": "unet3d-compact-anatomy"}
 SUBJECTS = 12  # synthetic ones of each region
@@ -66,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             fetch_scans(read_table(), packaged_folder())
         for name in recipes:
             code = make_weights(
-                recipe_for(name, options.device, SHORT if options.short else ()),
+                load_recipe(name, SHORT if options.short else ()),
                 work_folder(name, short=options.short),
                 (options.output or BUNDLED) / NAMES[name],
                 subjects=SHORT_SUBJECTS if options.short else SUBJECTS,
@@ -79,14 +77,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"weights: error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
-
-
-def recipe_for(name: str, device: str = "cpu", overrides: Sequence[str] = ()) -> Recipe:
-    """Return a recipe, and say so if this machine trains it slower than planned."""
-    recipe = load_recipe(name, overrides)
-    if lacks_bfloat16(pick_device(device), recipe.run.precision):
-        say(f"{name}: {WITHOUT_BFLOAT16}")
-    return recipe
 
 
 def make_weights(

@@ -7,6 +7,7 @@ import contextlib
 import math
 import os
 import signal
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,7 +25,7 @@ SMALLEST_BFLOAT16 = 24  # voxels; three poolings make maps of 3
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WITHOUT_BFLOAT16 = (
     "this processor has no bfloat16 (no AVX-512): products are computed in float32 and rounded, "
-    "which gives the same training and takes the time of float32"
+    "which trains alike and is no faster than float32"
 )
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 PATIENCE = timedelta(hours=24)  # while one process prepares or judges, and the others wait
@@ -95,8 +96,7 @@ def make_deterministic(seed: int, *, strict: bool) -> None:
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
     """Return the context in which the forward pass runs at ``precision``.
 
-    On a processor without bfloat16, its products are float32's of rounded numbers: the same
-    training, at the speed of float32.
+    On a processor without bfloat16, its products are float32's of rounded numbers.
 
     Raises:
         ConfigError: If the precision is unknown, or float16 is asked for on a CPU.
@@ -112,8 +112,14 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     )
 
 
-def refuse_unfit_bfloat16(device: torch.device, precision: str, cube: Sequence[int]) -> None:
+class TrainingWarning(UserWarning):
+    """A training runs, but not as one would expect."""
+
+
+def check_bfloat16(device: torch.device, precision: str, cube: Sequence[int]) -> None:
     """Refuse bfloat16 on maps of 2 voxels a side, where a CPU computes it wrong.
+
+    Where the CPU has none at all, a ``TrainingWarning`` says how ``autocast`` computes it.
 
     oneDNN's weight gradient of a 3 x 3 x 3 convolution reads memory there that nothing has
     written (seen with torch 2.13): now and then it is not finite, and never twice the same.
@@ -130,6 +136,10 @@ def refuse_unfit_bfloat16(device: torch.device, precision: str, cube: Sequence[i
         raise ConfigError(
             f"Expected cubes of at least {SMALLEST_BFLOAT16} voxels a side for bfloat16 on a CPU, "
             f"got {list(cube)}: gradients would be wrong. Use float32."
+        )
+    if lacks_bfloat16(device, precision):
+        warnings.warn(
+            f"{WITHOUT_BFLOAT16[0].upper()}{WITHOUT_BFLOAT16[1:]}.", TrainingWarning, stacklevel=3
         )
 
 

@@ -24,10 +24,10 @@ from universal_model_hub.fit.training.engine import (
     StopRequest,
     all_ranks_agree,
     autocast,
+    check_bfloat16,
     cosine_factor,
     from_main,
     pick_device,
-    refuse_unfit_bfloat16,
 )
 from universal_model_hub.fit.training.losses import batch_loss
 from universal_model_hub.fit.training.settings import FinetuneSettings
@@ -130,7 +130,7 @@ def fit(
         ConfigError: If the precision is not for this device, or the cubes too small for it.
     """
     process = process or Process(0, 1, pick_device(device))
-    refuse_unfit_bfloat16(process.device, settings.precision, settings.cube)
+    check_bfloat16(process.device, settings.precision, settings.cube)
     run = _Run(model, settings, process)
     if run_folder is not None:
         run.resume(run_folder / "checkpoints", config or {})
