@@ -100,7 +100,12 @@ def benchmark() -> str:
             " **The run is not finished**: where a start has fewer trials (n), its comparisons at "
             "the end stand on these few, and may yet turn."
         )
-    for title in ("Table III: ways to start", "Table IV: parts of the method"):
+    titles = (
+        "Table III: ways to start",
+        "Table IV: parts of the method",
+        "The order over all tasks",
+    )
+    for title in titles:
         lines += ["", *own_table(report, title)]
     return "\n".join([*lines, "", *(f"- {line}" for line in report["summary"])])
 
@@ -109,6 +114,7 @@ def benchmark_more() -> str:
     """Say what noisy labels, fewer labels and frozen encoders gave in the benchmark."""
     report = read("benchmark_mini/report.json")
     titles = (
+        "What the trials can show",
         "Table V: noisy labels",
         "Fig. 5: shares of the labels",
         "Frozen encoders, and the leak of modality",

@@ -193,6 +193,8 @@ def test_rows_without_weights_are_planned_only_when_someone_brings_them(tmp_path
         ('tables.table_3.rows=["scrach"]', "Expected a row of scratch"),
         ('tables.table_3.tasks=["las"]', "Expected a task of bts"),
         ("tables.figure_5.shares=[0.0]", "shares above 0"),
+        ("tables.figure_5.shares=[]", "shares above 0"),
+        ("tables.table_5.noise=[]", r"noise from 0 mm \(0.0: none\)"),
         ('tables.table_5.tasks=["lnc"]', "segmentation tasks where labels are noisy, got lnc"),
         ("finetune.seed=1", "the number of the trial"),
         ("finetune.stepps=1", "unknown key stepps"),

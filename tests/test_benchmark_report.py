@@ -21,10 +21,14 @@ from training.benchmark.results import Result, read_results
 from training.benchmark.statistics import (
     compare,
     corrected,
+    detectable_difference,
     mean_interval,
     paired_auc,
     paired_scores,
+    pooled_interval,
+    power_of,
     rank_auc,
+    trials_needed,
 )
 from training.benchmark.tables import NOTHING, labels_saved, published_scores
 from training.benchmark.tasks_scoring import Example
@@ -292,6 +296,67 @@ def test_a_verdict_needs_trials_and_cases_on_either_side(out, interval, p, verdi
         one, p=p, means=(2.0, 1.0), difference=replace(one.difference, low=low, high=high)
     )
     assert told.verdict == verdict
+
+
+def test_the_interval_over_groups_is_welchs() -> None:
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(3, 1, 5), rng.normal(-1, 4, 8)
+    welch = stats.ttest_ind(one, -other, equal_var=False).confidence_interval(0.95)
+    middle, low, high = pooled_interval([one, other])
+    assert middle == pytest.approx((one.mean() + other.mean()) / 2)
+    assert (low, high) == pytest.approx((welch.low / 2, welch.high / 2))
+    assert pooled_interval([one, [1.0]])[1:] == (None, None)
+    assert pooled_interval([[1.0, 1.0], [3.0, 3.0]]) == (2.0, 2.0, 2.0)
+
+
+def test_power_is_how_often_simulated_trials_show_the_difference() -> None:
+    rng = np.random.default_rng(0)
+    draws = rng.normal(8.0, 6.0, (20_000, 5))
+    test = stats.ttest_1samp(draws, 0.0, axis=1)
+    shown = np.mean((test.pvalue < 0.05) & (test.statistic > 0))
+    assert power_of(8.0, 6.0, 5) == pytest.approx(shown, abs=0.01)
+
+
+@pytest.mark.parametrize(("effect", "trials"), [(1.0, 10), (0.5, 34), (0.2, 199)])
+def test_trials_needed_are_those_of_textbooks(effect: float, trials: int) -> None:
+    # Cohen 1988, one-sample t test, 5 % two-sided, power 0.80.
+    assert trials_needed(2 * effect, 2.0) == trials
+    least = detectable_difference(2.0, trials)
+    assert least is not None
+    assert 0.95 * 2 * effect < least <= 2 * effect
+    assert trials_needed(1e-9, 2.0) is None
+    assert (trials_needed(1.0, 0.0), detectable_difference(0.0, 5)) == (2, 0.0)
+    assert detectable_difference(2.0, 1) is None
+
+
+def one_pair(one: Any) -> str:
+    return f"{ROWS[one.better]} > {ROWS[one.worse]}"
+
+
+def test_the_order_is_also_told_over_all_tasks(out: Path) -> None:
+    write_report(out)
+    text = (out / "report.md").read_text()
+    section = text.split("## The order over all tasks")[1].split("\n## ")[0]
+    rows = [line.split(" | ") for line in section.splitlines() if " > " in line]
+    assert len(rows) == 3
+    found = findings(read_results(out))
+    for cells in rows:
+        own = [one.difference for one in found if one_pair(one) == cells[0].strip("| ")]
+        assert float(cells[1]) == pytest.approx(np.mean([gap.mean for gap in own]), abs=0.06)
+
+
+def test_the_report_tells_what_differences_its_trials_could_show(out: Path) -> None:
+    write_report(out)
+    text = (out / "report.md").read_text()
+    section = text.split("## What the trials can show")[1].split("\n## ")[0]
+    told = {
+        line.split("|")[1].strip(): line.split("|") for line in section.splitlines()[4:] if line
+    }
+    gaps = [one.difference.by_trial for one in findings(read_results(out)) if one.task == "adc"]
+    spread = float(np.median([np.std(gap, ddof=1) for gap in gaps]))
+    assert float(told["adc"][3]) == pytest.approx(spread, abs=0.06)
+    assert float(told["adc"][4]) == pytest.approx(detectable_difference(spread, 3), abs=0.06)
+    assert float(told["bts"][4]) < 5 < float(told["adc"][4])
 
 
 def test_ours_and_the_papers_numbers_stand_in_columns_of_their_own(out: Path) -> None:

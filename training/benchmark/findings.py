@@ -7,6 +7,8 @@ data sets above one modality, each module a gain.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from training.benchmark.results import Results, Table
 from training.benchmark.statistics import Difference, compare, corrected, spread
 
@@ -81,6 +83,11 @@ def summary(found: Sequence[Finding], results: Results) -> list[str]:
             f"{certain} with an interval over trials above zero, {against} with one below."
         )
     return lines
+
+
+def noise_of(found: Finding) -> float:
+    """Return the standard deviation of a single trial's difference, points; of two at least."""
+    return float(np.std(found.difference.by_trial, ddof=1))
 
 
 def _finding(results: Results, task: str, better: str, worse: str) -> Finding | None:

@@ -75,8 +75,8 @@ class PhantomPlan:
     def identity(self, corpus: str, sha256: str) -> str:
         """Return the hash that stands for a set: the first of those known as the same.
 
-        NumPy's results depend on the instructions that a processor has, which moves a few voxels by
-        one unit; so the same subjects have a hash for each kind of processor.
+        NumPy's results depend on the instructions that a processor has: about one voxel in a
+        million is another, so the same subjects have a hash for each kind of processor.
         """
         known = self.known.get(corpus, ())
         return known[0] if sha256 in known else sha256
@@ -279,10 +279,13 @@ def _check(plan: Plan) -> None:
     for name, table in plan.tables.items():
         for row in table.rows:
             get_row(row)
-        if not all(0 < share <= 1 for share in table.shares):
+        if not table.shares or not all(0 < share <= 1 for share in table.shares):
             raise ConfigError(f"Expected shares above 0 to 1 in {name}, got {table.shares}.")
-        if min(table.noise) < 0 or table.trials < 1:
-            raise ConfigError(f"Expected noise from 0 mm and trials from 1 in {name}.")
+        if not table.noise or min(table.noise) < 0 or table.trials < 1:
+            raise ConfigError(
+                f"Expected noise from 0 mm (0.0: none) and trials from 1 in {name}, got noise "
+                f"{table.noise} and {table.trials} trials."
+            )
         voxels = [task for task in table.tasks if get_task(task).kind == "classification"]
         if max(table.noise) > 0 and voxels:
             raise ConfigError(

@@ -16,13 +16,8 @@ from training.benchmark.figures import curves_figure, example_pictures, labels_f
 from training.benchmark.findings import Finding, findings, summary
 from training.benchmark.results import NAMES, Result, Results, read_results
 from training.benchmark.tables import View, labels_view, result_views, tasks_view
-from training.benchmark.tables_beyond import (
-    again_view,
-    cost_view,
-    findings_view,
-    fit_view,
-    probes_view,
-)
+from training.benchmark.tables_beyond import again_view, cost_view, fit_view, probes_view
+from training.benchmark.tables_order import findings_view, over_tasks_view, power_view
 from universal_model_hub.errors import UniversalModelError
 from universal_model_hub.files import write_bytes, write_json
 from universal_model_hub.fit.reporting import page
@@ -147,6 +142,8 @@ def _views(results: Results, found: Sequence[Finding]) -> list[View]:
     views = [
         tasks_view(results),
         findings_view(found, results),
+        over_tasks_view(found, results),
+        power_view(found, results),
         *result_views(results),
         labels_view(results),
         fit_view(results),

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 from training.benchmark.results import Result
 
 LEVEL = 0.95
+POWER = 0.8  # chance to see a difference of the size asked about
+MOST_TRIALS = 100_000  # beyond which no number is given
 DRAWS, LEAST_DRAWS = 1999, 199
 MOST_RANKED = 2e8  # scores in all draws of a permutation test, beyond which there are fewer draws
 SCORES_AT_ONCE = 1_000_000  # of the draws that are ranked together: memory
@@ -95,6 +97,76 @@ def mean_interval(values: Sequence[float]) -> tuple[float | None, float | None]:
     reach = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)) * error
     middle = float(np.mean(values))
     return middle - reach, middle + reach
+
+
+def pooled_interval(
+    groups: Sequence[Sequence[float]],
+) -> tuple[float, float | None, float | None]:
+    """Return the mean of the groups' means and its interval, each group with a spread of its own.
+
+    The groups weigh the same. Source: Welch 1947, Satterthwaite 1946 for the degrees of freedom.
+
+    Args:
+        groups: Differences of trials, of one task each; none is empty.
+
+    Returns:
+        Mean, low and high; both None where a group has fewer than two values.
+    """
+    middle = float(np.mean([np.mean(group) for group in groups]))
+    if min(len(group) for group in groups) < 2:
+        return middle, None, None
+    shares = [float(np.var(group, ddof=1)) / len(group) / len(groups) ** 2 for group in groups]
+    total = sum(shares)
+    if total == 0:
+        return middle, middle, middle
+    freedom = total**2 / sum(
+        share**2 / (len(group) - 1) for share, group in zip(shares, groups, strict=True)
+    )
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * total**0.5
+    return middle, middle - reach, middle + reach
+
+
+def power_of(difference: float, sd: float, trials: int) -> float:
+    """Return the chance that the interval over trials lies above 0, for a true difference above 0.
+
+    Args:
+        difference: True mean difference, points.
+        sd: Standard deviation of the differences of single trials, points, above 0.
+        trials: At least 2.
+    """
+    edge = float(stats.t.ppf((1 + LEVEL) / 2, trials - 1))
+    return float(stats.nct.sf(edge, trials - 1, difference * trials**0.5 / sd))
+
+
+def detectable_difference(sd: float, trials: int) -> float | None:
+    """Return the smallest true difference that trials show with a chance of ``POWER``, points.
+
+    None with fewer than two trials; 0 where there is no spread.
+    """
+    if trials < 2:
+        return None
+    if sd == 0:
+        return 0.0
+    most = 100.0  # times the spread: two trials need about 20
+    return sd * float(optimize.brentq(lambda d: power_of(d, 1.0, trials) - POWER, 0.0, most))
+
+
+def trials_needed(difference: float, sd: float) -> int | None:
+    """Return how many trials show a true difference with a chance of ``POWER``.
+
+    None where more than ``MOST_TRIALS`` would be needed.
+    """
+    if sd == 0:
+        return 2
+    low, high = 1, 2
+    while power_of(difference, sd, high) < POWER:
+        low, high = high, 2 * high
+        if low >= MOST_TRIALS:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power_of(difference, sd, middle) >= POWER else (middle, high)
+    return high if high <= MOST_TRIALS else None
 
 
 def paired_scores(

@@ -1,54 +1,14 @@
-"""Tables that the paper does not have: its order as found here, fit, probes and cost."""
+"""Tables that the paper does not have: fit, probes, runs done twice, and cost."""
 
 from collections.abc import Mapping, Sequence
 from statistics import mean, median, stdev
 from typing import Any
 
-from training.benchmark.findings import Finding
 from training.benchmark.results import Result, Results
-from training.benchmark.tables import NOTHING, PENDING, Cell, View, published_scores
+from training.benchmark.tables import NOTHING, PENDING, Cell, View
 
 PROBE_TITLES = {"random": "Random weights", "handmade": "Hand-made features"}
 GIB = 2**30
-
-
-def findings_view(found: Sequence[Finding], results: Results) -> View:
-    """Return the order that the paper finds, as found here."""
-    rows = []
-    for one in found:
-        gap = one.difference
-        reported = _reported_gap(one)
-        interval = (
-            NOTHING if gap.low is None or gap.high is None else f"{gap.low:+.1f} to {gap.high:+.1f}"
-        )
-        rows.append(
-            (
-                Cell(one.task, one.task),
-                Cell(f"{results.title(one.better)} > {results.title(one.worse)}", one.better),
-                Cell(f"{gap.mean:+.1f}", gap.mean),
-                Cell(interval, gap.low),
-                Cell(str(len(gap.by_trial)), len(gap.by_trial)),
-                p_cell(one.p),
-                Cell(one.verdict, one.verdict),
-                Cell(NOTHING) if reported is None else Cell(f"{reported:+.2f}", reported),
-            )
-        )
-    tests = sorted({one.difference.test for one in found if one.p is not None})
-    note = (
-        "Difference of means in points, paired by trial, with its 95 % interval over trials "
-        "(Student). p is over test cases, corrected for all comparisons of this table (Benjamini "
-        f"and Hochberg): {'; '.join(tests) or 'none could be made'}."
-    )
-    return View(
-        title="The order that the paper finds",
-        note=note,
-        head=(
-            "task", "in the paper", "difference", "95 % interval", "trials", "p, corrected",
-            "found here", "difference, reported in the paper",
-        ),
-        rows=tuple(rows),
-        numeric=(2, 3, 4, 5, 7),
-    )  # fmt: skip
 
 
 def fit_view(results: Results) -> View:
@@ -195,13 +155,6 @@ def again_view(results: Results) -> View | None:
     )  # fmt: skip
 
 
-def p_cell(p: float | None) -> Cell:
-    """Return a p-value; small ones as a bound."""
-    if p is None:
-        return Cell(NOTHING)
-    return Cell("< 0.001" if p < 0.001 else f"{p:.3f}", p)
-
-
 def _loss_cell(losses: Sequence[float]) -> Cell:
     if not losses:
         return Cell(PENDING)
@@ -243,8 +196,3 @@ def _cost_cells(task: str, machine: str, own: Sequence[Result]) -> tuple[Cell, .
 def _probe_order(results: Results) -> list[str]:
     known = [row for row in results.plan["rows"] if row in results.probes]
     return [*known, *(row for row in results.probes if row not in known)]
-
-
-def _reported_gap(one: Finding) -> float | None:
-    ours, theirs = (published_scores(row).get(one.task) for row in (one.better, one.worse))
-    return None if ours is None or theirs is None else ours[0] - theirs[0]

@@ -1,0 +1,164 @@
+"""Tables of the paper's order as found here: by task, over all tasks, and what trials can show."""
+
+from collections.abc import Sequence
+from statistics import median
+
+import numpy as np
+
+from training.benchmark.findings import ORDER, Finding, noise_of
+from training.benchmark.results import Results
+from training.benchmark.statistics import (
+    POWER,
+    detectable_difference,
+    pooled_interval,
+    trials_needed,
+)
+from training.benchmark.tables import NOTHING, Cell, View, published_scores
+
+
+def findings_view(found: Sequence[Finding], results: Results) -> View:
+    """Return the order that the paper finds, as found here."""
+    rows = []
+    for one in found:
+        gap = one.difference
+        reported = _reported_gap(one)
+        rows.append(
+            (
+                Cell(one.task, one.task),
+                Cell(f"{results.title(one.better)} > {results.title(one.worse)}", one.better),
+                Cell(f"{gap.mean:+.1f}", gap.mean),
+                interval_cell(gap.low, gap.high),
+                Cell(str(len(gap.by_trial)), len(gap.by_trial)),
+                p_cell(one.p),
+                Cell(one.verdict, one.verdict),
+                Cell(NOTHING) if reported is None else Cell(f"{reported:+.2f}", reported),
+            )
+        )
+    tests = sorted({one.difference.test for one in found if one.p is not None})
+    note = (
+        "Difference of means in points, paired by trial, with its 95 % interval over trials "
+        "(Student). p is over test cases, corrected for all comparisons of this table (Benjamini "
+        f"and Hochberg): {'; '.join(tests) or 'none could be made'}."
+    )
+    return View(
+        title="The order that the paper finds",
+        note=note,
+        head=(
+            "task", "in the paper", "difference", "95 % interval", "trials", "p, corrected",
+            "found here", "difference, reported in the paper",
+        ),
+        rows=tuple(rows),
+        numeric=(2, 3, 4, 5, 7),
+    )  # fmt: skip
+
+
+def over_tasks_view(found: Sequence[Finding], results: Results) -> View | None:
+    """Return the same order over all tasks together; None where no comparison has two tasks."""
+    rows = []
+    for pair in ORDER:
+        own = [one for one in found if (one.better, one.worse) == pair]
+        if len(own) < 2:
+            continue
+        middle, low, high = pooled_interval([one.difference.by_trial for one in own])
+        reported = [gap for one in own if (gap := _reported_gap(one)) is not None]
+        said = "one trial" if low is None or high is None else verdict_over_tasks(low, high)
+        rows.append(
+            (
+                Cell(f"{results.title(pair[0])} > {results.title(pair[1])}", pair[0]),
+                Cell(f"{middle:+.1f}", middle),
+                interval_cell(low, high),
+                Cell(f"{sum(one.holds for one in own)} of {len(own)}", len(own)),
+                Cell(said, said),
+                Cell(f"{np.mean(reported):+.2f}", float(np.mean(reported)))
+                if len(reported) == len(own)
+                else Cell(NOTHING),
+            )
+        )
+    if not rows:
+        return None
+    return View(
+        title="The order over all tasks",
+        note=(
+            "Mean of the tasks' differences in points, each task weighing the same (IoU and AUC "
+            "alike), with its 95 % interval over trials: each task with its own spread (Welch and "
+            "Satterthwaite). It says nothing of other tasks, nor of other patients."
+        ),
+        head=(
+            "in the paper", "difference", "95 % interval", "tasks with this order in the means",
+            "found here", "difference, reported in the paper",
+        ),
+        rows=tuple(rows),
+        numeric=(1, 2, 5),
+    )  # fmt: skip
+
+
+def power_view(found: Sequence[Finding], results: Results) -> View | None:
+    """Return how large a difference the trials could show; None with one trial."""
+    rows = []
+    for task in results.plan["tasks"]:
+        own = [one for one in found if one.task == task and len(one.difference.by_trial) > 1]
+        if not own:
+            continue
+        trials = min(len(one.difference.by_trial) for one in own)
+        sd = median(noise_of(one) for one in own)
+        least = detectable_difference(sd, trials)
+        reported = [abs(gap) for one in own if (gap := _reported_gap(one)) is not None]
+        needed = trials_needed(median(reported), sd) if reported else None
+        rows.append(
+            (
+                Cell(task, task),
+                Cell(str(trials), trials),
+                Cell(f"{sd:.1f}", sd),
+                Cell(NOTHING) if least is None else Cell(f"{least:.1f}", least),
+                Cell(str(sum(gap >= (least or 0.0) for gap in reported)) + f" of {len(reported)}")
+                if reported
+                else Cell(NOTHING),
+                Cell(f"{median(reported):.2f}", median(reported)) if reported else Cell(NOTHING),
+                Cell(NOTHING) if needed is None else Cell(f"{needed:,}", needed),
+            )
+        )
+    if not rows:
+        return None
+    return View(
+        title="What the trials can show",
+        note=(
+            "Spread: standard deviation of a single trial's difference, points, median over the "
+            "comparisons of the task. From it, for an interval as above that leaves out 0 with a "
+            f"chance of {POWER:.0%}: the smallest true difference that so many trials show; how "
+            "many of the differences reported in the paper are that large; and how many trials "
+            "would show their median. What is within the noise here may thus be there all the "
+            "same."
+        ),
+        head=(
+            "task", "trials", "spread", "shown from", "reported differences as large",
+            "median difference, reported in the paper", "trials for their median",
+        ),
+        rows=tuple(rows),
+        numeric=(1, 2, 3, 5, 6),
+    )  # fmt: skip
+
+
+def verdict_over_tasks(low: float, high: float) -> str:
+    """Say what an interval over all tasks tells of the paper's order."""
+    if low <= 0 <= high:
+        return "within the noise"
+    return "as in the paper" if low > 0 else "the other way"
+
+
+def interval_cell(low: float | None, high: float | None) -> Cell:
+    """Return an interval in points, sorted by its low end."""
+    if low is None or high is None:
+        return Cell(NOTHING)
+    return Cell(f"{low:+.1f} to {high:+.1f}", low)
+
+
+def p_cell(p: float | None) -> Cell:
+    """Return a p-value; small ones as a bound."""
+    if p is None:
+        return Cell(NOTHING)
+    return Cell("< 0.001" if p < 0.001 else f"{p:.3f}", p)
+
+
+def _reported_gap(one: Finding) -> float | None:
+    ours, theirs = (published_scores(row).get(one.task) for row in (one.better, one.worse))
+    return None if ours is None or theirs is None else ours[0] - theirs[0]
