@@ -580,3 +580,22 @@ def test_runs_from_two_trainings_of_one_recipe_are_named(out, hashes) -> None:
     said = "weights aaaaaaaa, bts (100% of the labels); weights bbbbbbbb, bts (100% of the labels)."
     for file in ("report.md", "report.html"):
         assert (said in (out / file).read_text()) == (len(set(hashes)) > 1)
+
+
+def test_two_files_of_the_same_tensors_are_one_training(out: Path) -> None:
+    record = {"sha256": "b" * 64, "tensors_sha256": "t" * 64, "hours": 0.1}
+    record["files_sha256"] = {"a" * 64: "commit"}
+    (out / "pretraining.json").write_text(json.dumps({"universal": {"result": record}}))
+    (out / "earlier").mkdir()
+    for trial, letter in enumerate("aab"):
+        trained = {"recipe": "paper", "sha256": letter * 64, "hours": 0.1}
+        run = result("universal", "bts", trial, segmented([0.5] * 12), pretraining=trained)
+        write(out, run)
+        before = {**run, "pretraining": {**trained, "sha256": "b" * 64}}
+        (out / "earlier" / f"{run_name('universal', 'bts', trial)}.json").write_text(
+            json.dumps(before)
+        )
+    write_report(out)
+    assert "trainings of the recipe" not in (out / "report.md").read_text()
+    twice = json.loads((out / "report.json").read_text())["tables"]["Runs done twice"]
+    assert [row[twice["head"].index("starting weights")] for row in twice["rows"]] == ["the same"]

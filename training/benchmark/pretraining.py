@@ -16,6 +16,7 @@ from training.benchmark.plan import Plan, Run
 from training.benchmark.pool import Stopped
 from training.benchmark.rows import get_row
 from training.benchmark.sources import Source, refuse_test_cases
+from training.benchmark.stamps import hashes_in, history, same_files, tensors_sha256
 from training.config import Recipe
 from training.corpora.case import Case
 from training.cubes import CubeStore
@@ -23,7 +24,7 @@ from training.prepare import prepare, store_settings
 from training.pretrain import pretrain
 from training.publish import publish, recipe_sha256
 from universal_model_hub.errors import ConfigError
-from universal_model_hub.files import parse_json, sha256_of
+from universal_model_hub.files import parse_json, sha256_of, write_json
 
 VERSION = 1  # of what a pre-training does beside its recipe
 NAME_LENGTH = 12  # characters of the hash in names
@@ -60,6 +61,7 @@ class Pretraining:
             "recipe": self.recipe.name,
             "recipe_sha256": provenance["recipe_sha256"],
             "sha256": sha256_of(self.model / "model.safetensors"),
+            "tensors_sha256": tensors_sha256(self.model),
             "hours": provenance["hours"],
             "steps": self.recipe.run.steps,
         }
@@ -193,6 +195,45 @@ def describe_pretraining(pretraining: Pretraining) -> dict[str, Any]:
         "finished": pretraining.is_finished,
         **({"result": pretraining.facts()} if pretraining.is_finished else {}),
     }
+
+
+def record_pretrainings(
+    out: Path, pretrainings: Mapping[str, Pretraining], trained: Sequence[Pretraining]
+) -> None:
+    """Write ``OUT/pretraining.json``.
+
+    Of a pre-training whose model is not here any more it keeps what it said. Of one that was
+    trained now it says which weights, that earlier results start from, are the same tensors.
+
+    Args:
+        out: Folder of results.
+        pretrainings: All of the plan, by row, and by task where a row has one for each.
+        trained: Those trained since it was last written.
+    """
+    path = out / "pretraining.json"
+    before = parse_json(path.read_bytes()) if path.is_file() else {}
+    records = {}
+    for name, pretraining in pretrainings.items():
+        known = before.get(name, {})
+        if known.get("name") == pretraining.name and not pretraining.is_finished:
+            records[name] = known
+            continue
+        record = records[name] = describe_pretraining(pretraining)
+        files = known.get("result", {}).get("files_sha256")
+        if pretraining.is_finished and pretraining in trained:
+            files = _earlier_files(out, pretraining)
+        if pretraining.is_finished and files:
+            record["result"]["files_sha256"] = files
+    write_json(path, records)
+
+
+def _earlier_files(out: Path, pretraining: Pretraining) -> dict[str, str]:
+    """Return the weights of earlier results that hold these tensors: hash of the file, commit."""
+    hashes = hashes_in(out).get(recipe_sha256(pretraining.recipe), set())
+    commits: list[str] = []
+    with contextlib.suppress(ConfigError):  # no checkout: only the stamp of now
+        commits = history() if hashes else []
+    return same_files(pretraining.model, hashes, commits)
 
 
 def _hash(value: Any) -> str:

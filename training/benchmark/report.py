@@ -197,7 +197,7 @@ def _retrained(results: Results) -> list[str]:
         known = run.content["pretraining"]
         if known is not None:
             trainings = recipes.setdefault((run.row, known["recipe"]), {})
-            trainings.setdefault(known["sha256"], []).append(run)
+            trainings.setdefault(run.weights or "", []).append(run)
     return [
         f"{results.title(row)}: its runs start from {len(trainings)} trainings of the recipe "
         f"{recipe}, as when a model was lost and trained again elsewhere: "

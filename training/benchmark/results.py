@@ -36,6 +36,7 @@ class Result:
     cases: Sequence[Mapping[str, Any]]
     curve: Sequence[Mapping[str, float]]  # step, validation
     content: Mapping[str, Any]  # of the whole file
+    weights: str | None = None  # it started from: a hash of the tensors, or of the file
 
     @property
     def machine(self) -> str:
@@ -45,12 +46,6 @@ class Result:
             return str(hardware["gpu"])
         noted = [hardware[name] for name in ("processor", "instructions") if hardware.get(name)]
         return ", ".join(noted).replace("(R)", "") or "unknown"
-
-    @property
-    def weights(self) -> str | None:
-        """The hash of the weights of its own pre-training; ``None`` without one."""
-        pretraining = self.content["pretraining"]
-        return None if pretraining is None else str(pretraining["sha256"])
 
     @property
     def platform(self) -> str:
@@ -161,15 +156,16 @@ def read_results(folder: Path) -> Results:
     plan = _read(folder / "plan.json")
     names = {run for table in plan["tables"].values() for run in table["runs"]}
     failed = [_read(path) for path in sorted((folder / "failed").glob("*.json"))]
-    pretraining = folder / "pretraining.json"
+    pretraining = _pretraining(folder / "pretraining.json")
+    tensors = _tensors(pretraining)
     return Results(
         folder=folder,
         plan=plan,
-        runs=_results(folder / "runs", names),
-        earlier=_results(folder / "earlier", names),
+        runs=_results(folder / "runs", names, tensors),
+        earlier=_results(folder / "earlier", names, tensors),
         failed=tuple(record for record in failed if _concerns(record, names)),
         probes={p.stem: _read(p) for p in sorted((folder / "probes").glob("*.json"))},
-        pretraining=_read(pretraining) if pretraining.is_file() else {},
+        pretraining=pretraining,
     )
 
 
@@ -177,14 +173,33 @@ def _concerns(record: Mapping[str, Any], names: set[str]) -> bool:
     return "task" not in record or record["name"] in names
 
 
-def _results(folder: Path, names: set[str]) -> dict[str, Result]:
+def _pretraining(path: Path) -> dict[str, Any]:
+    return _read(path) if path.is_file() else {}
+
+
+def _tensors(pretraining: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return the hash of the tensors of each file of weights that is known by them."""
+    known = [record["result"] for record in pretraining.values() if "result" in record]
+    return {
+        sha256: result["tensors_sha256"]
+        for result in known
+        if "tensors_sha256" in result
+        for sha256 in (result["sha256"], *result.get("files_sha256", {}))
+    }
+
+
+def _results(folder: Path, names: set[str], tensors: Mapping[str, str]) -> dict[str, Result]:
     files = {name: folder / f"{name}.json" for name in sorted(names)}
-    return {name: _result(name, path) for name, path in files.items() if path.is_file()}
+    return {name: _result(name, path, tensors) for name, path in files.items() if path.is_file()}
 
 
-def _result(name: str, path: Path) -> Result:
+def _result(name: str, path: Path, tensors: Mapping[str, str]) -> Result:
     content = _read(path)
     try:
+        start = content["pretraining"]
+        weights = None
+        if start is not None:
+            weights = start.get("tensors_sha256") or tensors.get(start["sha256"], start["sha256"])
         return Result(
             name=name,
             row=content["row"],
@@ -196,6 +211,7 @@ def _result(name: str, path: Path) -> Result:
             cases=content["cases"],
             curve=content["curve"],
             content=content,
+            weights=weights,
         )
     except (KeyError, TypeError, ValueError) as cause:
         raise CheckpointError(

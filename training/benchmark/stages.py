@@ -18,8 +18,8 @@ from training.benchmark.plan import Plan, Run
 from training.benchmark.pool import Outcome, Pool
 from training.benchmark.pretraining import (
     Pretraining,
-    describe_pretraining,
     make_stores,
+    record_pretrainings,
     run_pretraining,
 )
 from training.benchmark.probing import Probe, pretrained_rows, probes, run_probe
@@ -36,7 +36,7 @@ from universal_model_hub.cli.stopping import stoppable
 from universal_model_hub.devices import lacks_bfloat16
 from universal_model_hub.errors import ConfigError
 from universal_model_hub.extras import refuse_missing
-from universal_model_hub.files import parse_json, write_json
+from universal_model_hub.files import write_json
 from universal_model_hub.fit.training.engine import WITHOUT_BFLOAT16
 from universal_model_hub.preprocess import Preprocessing
 
@@ -158,23 +158,15 @@ def _prepare(job: PreparedCase, device: str) -> None:
 
 
 def pretrain(bench: Bench, pool: Pool, part: Part) -> Outcome:
-    """Do the pre-trainings that a part's runs and probes wait for, the longest first.
-
-    ``pretraining.json`` lists all of the plan; of those whose model is not here any more it keeps
-    what it said.
-    """
+    """Do the pre-trainings that a part's runs and probes wait for, the longest first."""
     wanted = sorted(part.pretrainings(bench), key=lambda p: (-_length(p), p.name))
     mine = [p for p in part.of_shard(wanted) if not p.is_finished]
     outcome = pool.run(mine, run_pretraining, title="pre-training", expected=_length)
-    path = bench.out / "pretraining.json"
-    before = parse_json(path.read_bytes()) if path.is_file() else {}
-    rows = {}
-    for (row, task), pretraining in sorted(bench.pretrained.items()):
-        name = f"{row}-{task}" if get_row(row).by_task else row
-        known = before.get(name, {})
-        is_gone = known.get("name") == pretraining.name and not pretraining.is_finished
-        rows[name] = known if is_gone else describe_pretraining(pretraining)
-    write_json(path, rows)
+    names = {
+        f"{row}-{task}" if get_row(row).by_task else row: pretraining
+        for (row, task), pretraining in sorted(bench.pretrained.items())
+    }
+    record_pretrainings(bench.out, names, trained=mine)
     return outcome
 
 
