@@ -197,18 +197,15 @@ def describe_pretraining(pretraining: Pretraining) -> dict[str, Any]:
     }
 
 
-def record_pretrainings(
-    out: Path, pretrainings: Mapping[str, Pretraining], trained: Sequence[Pretraining]
-) -> None:
+def record_pretrainings(out: Path, pretrainings: Mapping[str, Pretraining]) -> None:
     """Write ``OUT/pretraining.json``.
 
-    Of a pre-training whose model is not here any more it keeps what it said. Of one that was
-    trained now it says which weights, that earlier results start from, are the same tensors.
+    Of a pre-training whose model is not here any more it keeps what it said. Of a model that it
+    does not know yet it says which weights, that results start from, are the same tensors.
 
     Args:
         out: Folder of results.
         pretrainings: All of the plan, by row, and by task where a row has one for each.
-        trained: Those trained since it was last written.
     """
     path = out / "pretraining.json"
     before = parse_json(path.read_bytes()) if path.is_file() else {}
@@ -219,11 +216,11 @@ def record_pretrainings(
             records[name] = known
             continue
         record = records[name] = describe_pretraining(pretraining)
-        files = known.get("result", {}).get("files_sha256")
-        if pretraining.is_finished and pretraining in trained:
-            files = _earlier_files(out, pretraining)
-        if pretraining.is_finished and files:
-            record["result"]["files_sha256"] = files
+        if pretraining.is_finished:
+            result, told = record["result"], known.get("result", {})
+            is_known = all(told.get(k) == result[k] for k in ("sha256", "tensors_sha256"))
+            files = told.get("files_sha256") if is_known else _earlier_files(out, pretraining)
+            record["result"] = {**result, **({"files_sha256": files} if files else {})}
     write_json(path, records)
 
 

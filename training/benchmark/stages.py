@@ -166,7 +166,7 @@ def pretrain(bench: Bench, pool: Pool, part: Part) -> Outcome:
         f"{row}-{task}" if get_row(row).by_task else row: pretraining
         for (row, task), pretraining in sorted(bench.pretrained.items())
     }
-    record_pretrainings(bench.out, names, trained=mine)
+    record_pretrainings(bench.out, names)
     return outcome
 
 
