@@ -61,13 +61,14 @@ def over_tasks_view(found: Sequence[Finding], results: Results) -> View | None:
             continue
         middle, low, high = pooled_interval([one.difference.by_trial for one in own])
         reported = [gap for one in own if (gap := _reported_gap(one)) is not None]
+        held = sum(one.holds for one in own)
         said = "one trial" if low is None or high is None else verdict_over_tasks(low, high)
         rows.append(
             (
                 Cell(f"{results.title(pair[0])} > {results.title(pair[1])}", pair[0]),
                 Cell(f"{middle:+.1f}", middle),
                 interval_cell(low, high),
-                Cell(f"{sum(one.holds for one in own)} of {len(own)}", len(own)),
+                Cell(f"{held} of {len(own)}", held),
                 Cell(said, said),
                 Cell(f"{np.mean(reported):+.2f}", float(np.mean(reported)))
                 if len(reported) == len(own)
@@ -81,14 +82,15 @@ def over_tasks_view(found: Sequence[Finding], results: Results) -> View | None:
         note=(
             "Mean of the tasks' differences in points, each task weighing the same (IoU and AUC "
             "alike), with its 95 % interval over trials: each task with its own spread (Welch and "
-            "Satterthwaite). It says nothing of other tasks, nor of other patients."
+            "Satterthwaite), not corrected for the number of comparisons. It says nothing of other "
+            "tasks, nor of other patients."
         ),
         head=(
             "in the paper", "difference", "95 % interval", "tasks with this order in the means",
             "found here", "difference, reported in the paper",
         ),
         rows=tuple(rows),
-        numeric=(1, 2, 5),
+        numeric=(1, 2, 3, 5),
     )  # fmt: skip
 
 
@@ -102,21 +104,18 @@ def power_view(found: Sequence[Finding], results: Results) -> View | None:
         trials = min(len(one.difference.by_trial) for one in own)
         sd = median(noise_of(one) for one in own)
         least = detectable_difference(sd, trials)
+        cells = [Cell(task, task), Cell(str(trials), trials), Cell(f"{sd:.1f}", sd)]
+        cells.append(Cell(NOTHING) if least is None else Cell(f"{least:.1f}", least))
         reported = [abs(gap) for one in own if (gap := _reported_gap(one)) is not None]
-        needed = trials_needed(median(reported), sd) if reported else None
-        rows.append(
-            (
-                Cell(task, task),
-                Cell(str(trials), trials),
-                Cell(f"{sd:.1f}", sd),
-                Cell(NOTHING) if least is None else Cell(f"{least:.1f}", least),
-                Cell(str(sum(gap >= (least or 0.0) for gap in reported)) + f" of {len(reported)}")
-                if reported
-                else Cell(NOTHING),
-                Cell(f"{median(reported):.2f}", median(reported)) if reported else Cell(NOTHING),
-                Cell(NOTHING) if needed is None else Cell(f"{needed:,}", needed),
-            )
-        )
+        if reported:
+            large, middle = sum(gap >= (least or 0.0) for gap in reported), median(reported)
+            needed = trials_needed(middle, sd)
+            cells.append(Cell(f"{large} of {len(reported)}", large))
+            cells.append(Cell(f"{middle:.2f}", middle))
+            cells.append(Cell(NOTHING) if needed is None else Cell(f"{needed:,}", needed))
+        else:
+            cells += [Cell(NOTHING)] * 3
+        rows.append(tuple(cells))
     if not rows:
         return None
     return View(
@@ -124,7 +123,7 @@ def power_view(found: Sequence[Finding], results: Results) -> View | None:
         note=(
             "Spread: standard deviation of a single trial's difference, points, median over the "
             "comparisons of the task. From it, for an interval as above that leaves out 0 with a "
-            f"chance of {POWER:.0%}: the smallest true difference that so many trials show; how "
+            f"chance of {100 * POWER:.0f} %: the smallest true difference that so many trials show; how "
             "many of the differences reported in the paper are that large; and how many trials "
             "would show their median. What is within the noise here may thus be there all the "
             "same."
@@ -134,7 +133,7 @@ def power_view(found: Sequence[Finding], results: Results) -> View | None:
             "median difference, reported in the paper", "trials for their median",
         ),
         rows=tuple(rows),
-        numeric=(1, 2, 3, 5, 6),
+        numeric=(1, 2, 3, 4, 5, 6),
     )  # fmt: skip
 
 
