@@ -123,10 +123,10 @@ def power_view(found: Sequence[Finding], results: Results) -> View | None:
         note=(
             "Spread: standard deviation of a single trial's difference, points, median over the "
             "comparisons of the task. From it, for an interval as above that leaves out 0 with a "
-            f"chance of {100 * POWER:.0f} %: the smallest true difference that so many trials show; how "
-            "many of the differences reported in the paper are that large; and how many trials "
-            "would show their median. What is within the noise here may thus be there all the "
-            "same."
+            f"chance of {100 * POWER:.0f} %: the smallest true difference that so many trials "
+            "show; how many of the differences reported in the paper are that large; and how many "
+            "trials would show their median. What is within the noise here may thus be there all "
+            "the same."
         ),
         head=(
             "task", "trials", "spread", "shown from", "reported differences as large",
