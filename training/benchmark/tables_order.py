@@ -38,7 +38,9 @@ def findings_view(found: Sequence[Finding], results: Results) -> View:
     note = (
         "Difference of means in points, paired by trial, with its 95 % interval over trials "
         "(Student). p is over test cases, corrected for all comparisons of this table (Benjamini "
-        f"and Hochberg): {'; '.join(tests) or 'none could be made'}."
+        f"and Hochberg): {'; '.join(tests) or 'none could be made'}. All trials of a start share "
+        "its pre-training, the data and the split: what another pre-training would give is "
+        "neither in the interval nor in p."
     )
     return View(
         title="The order that the paper finds",
