@@ -476,13 +476,14 @@ def test_runs_done_twice_are_compared_and_the_later_ones_count(out: Path) -> Non
 
 
 def test_runs_done_twice_from_other_weights_are_told_from_those_of_the_same(out: Path) -> None:
-    (out / "earlier").mkdir()
+    (out / "earlier" / "before_that").mkdir(parents=True)
     for trial, digest in enumerate("aab"):
         own = result("universal", "bts", trial, segmented([0.5] * 12))
         weights = {"recipe": "paper", "hours": 1.0, "steps": 2}
         write(out, {**own, "pretraining": {**weights, "sha256": "a"}})
         earlier = json.dumps({**own, "pretraining": {**weights, "sha256": digest}})
-        (out / "earlier" / f"{run_name('universal', 'bts', trial)}.json").write_text(earlier)
+        folder = out / "earlier" / ("before_that" if digest == "b" else "")
+        (folder / f"{run_name('universal', 'bts', trial)}.json").write_text(earlier)
     write_report(out)
     twice = json.loads((out / "report.json").read_text())["tables"]["Runs done twice"]
     rows = [dict(zip(twice["head"], row, strict=True)) for row in twice["rows"]]

@@ -96,7 +96,7 @@ class Results:
     folder: Path
     plan: Mapping[str, Any]  # plan.json
     runs: Mapping[str, Result]  # by name; of this plan alone
-    earlier: Mapping[str, Result]  # by name; of the same runs, done before
+    earlier: tuple[Result, ...]  # of the same runs, done before
     failed: tuple[Mapping[str, Any], ...]
     probes: Mapping[str, Mapping[str, Any]]  # by row
     pretraining: Mapping[str, Mapping[str, Any]]
@@ -162,7 +162,11 @@ def read_results(folder: Path) -> Results:
         folder=folder,
         plan=plan,
         runs=_results(folder / "runs", names, tensors),
-        earlier=_results(folder / "earlier", names, tensors),
+        earlier=tuple(
+            _result(path.stem, path, tensors)
+            for path in sorted((folder / "earlier").rglob("*.json"))
+            if path.stem in names
+        ),
         failed=tuple(record for record in failed if _concerns(record, names)),
         probes={p.stem: _read(p) for p in sorted((folder / "probes").glob("*.json"))},
         pretraining=pretraining,

@@ -64,7 +64,7 @@ def same_files(model: Path, hashes: Iterable[str], commits: Sequence[str]) -> di
 def hashes_in(out: Path) -> dict[str, set[str]]:
     """Return the hashes of weights that the results in a folder start from, by their recipe's."""
     found: dict[str, set[str]] = {}
-    for path in (*out.glob("runs/*.json"), *out.glob("earlier/*.json")):
+    for path in (*out.glob("runs/*.json"), *out.glob("earlier/**/*.json")):
         try:
             known = parse_json(path.read_bytes())["pretraining"]
             if known is not None:

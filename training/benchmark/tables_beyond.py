@@ -111,8 +111,8 @@ def cost_view(results: Results) -> View:
 def again_view(results: Results) -> View | None:
     """Return how far runs that were done twice agree: same configuration and seed."""
     pairs: dict[tuple[str, ...], list[tuple[Result, Result]]] = {}
-    for name, first in results.earlier.items():
-        now = results.runs.get(name)
+    for first in results.earlier:
+        now = results.runs.get(first.name)
         if now is not None:
             weights = "the same" if first.weights == now.weights else "trained again"
             key = (first.row, first.task, first.platform, now.platform, weights)
