@@ -15,7 +15,12 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from training.benchmark import statistics
-from training.benchmark.findings import findings, summary
+from training.benchmark.findings import (
+    against_all,
+    findings,
+    summary,
+    summary_against_all,
+)
 from training.benchmark.report import main, write_report
 from training.benchmark.results import Result, read_results
 from training.benchmark.statistics import (
@@ -275,6 +280,26 @@ def test_an_order_the_other_way_is_said(out: Path) -> None:
     assert "1 of 3 comparisons have the paper's order" in said
     below = [pair for pair, verdict in verdicts.items() if verdict.startswith("the other way")]
     assert said.endswith(f"{len([pair for pair in below if pair[0] == 'bts'])} with one below.")
+
+
+def test_universal_is_compared_with_every_other_start_that_was_trained(out: Path) -> None:
+    results = read_results(out)
+    others = against_all(results)
+    assert {(one.task, one.worse) for one in others} == {
+        (task, row) for task in TASKS for row in ("scratch", "genesis")
+    }
+    told = [one.told("above", "below", "not above") for one in others if one.task == "bts"]
+    assert told == ["above", "above"]
+    (said,) = summary_against_all(others)
+    above = sum((one.difference.low or 0) > 0 for one in others)
+    below = sum((one.difference.high or 0) < 0 for one in others)
+    assert f"4 comparisons; {above} with an interval over trials above zero, {below} with" in said
+    assert summary_against_all([]) == []
+    write_report(out)
+    text = (out / "report.md").read_text()
+    section = text.split("## Universal Model against every other start")[1].split("\n## ")[0]
+    assert section.count("| above |") >= 2
+    assert said in text
 
 
 @pytest.mark.parametrize(

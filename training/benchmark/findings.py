@@ -45,27 +45,44 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """Say how sure the order is: by the interval over trials, and by the test over cases."""
+        """Say how sure the paper's order is."""
+        return self.told("as in the paper", "the other way", "not found")
+
+    def told(self, above: str, below: str, not_above: str) -> str:
+        """Say how sure the order is: by the interval over trials, and by the test over cases.
+
+        Args:
+            above: Said where the first row is better.
+            below: Where it is worse.
+            not_above: Where it is not better, and one trial says no more.
+        """
         low, high = self.difference.low, self.difference.high
         if low is None or high is None:
-            return "as in the paper, one trial" if self.holds else "not found, one trial"
+            return f"{above if self.holds else not_above}, one trial"
         if low <= 0 <= high:
             return "within the noise"
-        way = "as in the paper" if low > 0 else "the other way"
+        way = above if low > 0 else below
         known = self.p is not None and self.p < SIGNIFICANT
         return way if known else f"{way} over trials, not over cases"
 
 
-def findings(results: Results) -> list[Finding]:
-    """Check the order on every task; comparisons without runs of both rows are left out."""
+def findings(results: Results, order: Sequence[tuple[str, str]] = ORDER) -> list[Finding]:
+    """Check an order of rows on every task; comparisons without runs of both are left out."""
     found: list[Finding] = []
     for task in results.plan["tasks"]:
-        for better, worse in ORDER:
+        for better, worse in order:
             one = _finding(results, task, better, worse)
             if one is not None:
                 found.append(one)
     adjusted = corrected([one.difference.p for one in found])
     return [replace(one, p=p) for one, p in zip(found, adjusted, strict=True)]
+
+
+def against_all(results: Results) -> list[Finding]:
+    """Compare Universal with every other start of Table III that was trained."""
+    table = results.tables.get("table_3")
+    rows = () if table is None else table.rows
+    return findings(results, [("universal", row) for row in rows if row != "universal"])
 
 
 def summary(found: Sequence[Finding], results: Results) -> list[str]:
@@ -83,6 +100,18 @@ def summary(found: Sequence[Finding], results: Results) -> list[str]:
             f"{certain} with an interval over trials above zero, {against} with one below."
         )
     return lines
+
+
+def summary_against_all(found: Sequence[Finding]) -> list[str]:
+    """State how Universal compares with all other starts; nothing without comparisons."""
+    if not found:
+        return []
+    above = sum(one.difference.low is not None and one.difference.low > 0 for one in found)
+    below = sum(one.difference.high is not None and one.difference.high < 0 for one in found)
+    return [
+        f"Universal Model against every other start: {len(found)} comparisons; {above} with an "
+        f"interval over trials above zero, {below} with one below."
+    ]
 
 
 def noise_of(found: Finding) -> float:

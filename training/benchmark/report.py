@@ -13,11 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from training.benchmark.figures import curves_figure, example_pictures, labels_figure
-from training.benchmark.findings import Finding, findings, summary
+from training.benchmark.findings import Finding, against_all, findings, summary, summary_against_all
 from training.benchmark.results import NAMES, Result, Results, read_results
 from training.benchmark.tables import View, labels_view, result_views, tasks_view
 from training.benchmark.tables_beyond import again_view, cost_view, fit_view, probes_view
-from training.benchmark.tables_order import findings_view, over_tasks_view, power_view
+from training.benchmark.tables_order import (
+    against_all_view,
+    findings_view,
+    over_tasks_view,
+    power_view,
+)
 from universal_model_hub.errors import UniversalModelError
 from universal_model_hub.files import write_bytes, write_json
 from universal_model_hub.fit.reporting import page
@@ -42,21 +47,22 @@ def write_report(out: Path) -> None:
         CheckpointError: If a file in it is damaged.
     """
     results = read_results(out)
-    found = findings(results)
-    views = _views(results, found)
-    write_json(out / "report.json", report_numbers(results, found, views))
-    write_bytes(out / "report.md", markdown(results, found, views).encode())
-    write_bytes(out / "report.html", html(results, found, views).encode())
+    found, others = findings(results), against_all(results)
+    short = [*summary(found, results), *summary_against_all(others)]
+    views = _views(results, found, others)
+    write_json(out / "report.json", report_numbers(results, found, short, views))
+    write_bytes(out / "report.md", markdown(results, short, views).encode())
+    write_bytes(out / "report.html", html(results, short, views).encode())
 
 
 def report_numbers(
-    results: Results, found: Sequence[Finding], views: Sequence[View]
+    results: Results, found: Sequence[Finding], short: Sequence[str], views: Sequence[View]
 ) -> dict[str, Any]:
     """Return what the page says in numbers, and of which runs."""
     return {
         **facts(results),
         "findings": [{**asdict(one), "holds": one.holds, "verdict": one.verdict} for one in found],
-        "summary": summary(found, results),
+        "summary": list(short),
         "tables": {
             view.title: {
                 "head": list(view.head),
@@ -90,14 +96,14 @@ def facts(results: Results) -> dict[str, Any]:
     }
 
 
-def markdown(results: Results, found: Sequence[Finding], views: Sequence[View]) -> str:
+def markdown(results: Results, short: Sequence[str], views: Sequence[View]) -> str:
     """Return the tables in Markdown."""
     known = facts(results)
     lines = [f"# {known['title']}", ""]
     if results.is_synthetic:
         lines += [f"**{SYNTHETIC}**", ""]
     lines += [*(f"- {line}" for line in _state(results)), ""]
-    lines += ["## In short", "", *(f"- {line}" for line in summary(found, results)), ""]
+    lines += ["## In short", "", *(f"- {line}" for line in short), ""]
     for view in views:
         lines += [f"## {view.title}", "", view.note, "", view.markdown(), ""]
     if results.failed:
@@ -105,7 +111,7 @@ def markdown(results: Results, found: Sequence[Finding], views: Sequence[View]) 
     return "\n".join(lines)
 
 
-def html(results: Results, found: Sequence[Finding], views: Sequence[View]) -> str:
+def html(results: Results, short: Sequence[str], views: Sequence[View]) -> str:
     """Return the page; pictures and all are within it, links lead to the files beside it."""
     body = [
         page.tag("p", f"Benchmark, plan {results.plan['name']}", "eyebrow"),
@@ -115,7 +121,7 @@ def html(results: Results, found: Sequence[Finding], views: Sequence[View]) -> s
         body.append(page.tag("p", SYNTHETIC, "note"))
     body += [page.tag("p", line, "soft") for line in _state(results)]
     body.append(page.tag("h2", "In short"))
-    body += [page.tag("p", line) for line in summary(found, results)]
+    body += [page.tag("p", line) for line in short]
     for view in views:
         body += _section(view)
     body += _pictures(results)
@@ -138,10 +144,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _views(results: Results, found: Sequence[Finding]) -> list[View]:
+def _views(results: Results, found: Sequence[Finding], others: Sequence[Finding]) -> list[View]:
     views = [
         tasks_view(results),
         findings_view(found, results),
+        against_all_view(others, results),
         over_tasks_view(found, results),
         power_view(found, results),
         *result_views(results),
