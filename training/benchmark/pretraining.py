@@ -227,9 +227,11 @@ def record_pretrainings(out: Path, pretrainings: Mapping[str, Pretraining]) -> N
 def _earlier_files(out: Path, pretraining: Pretraining) -> dict[str, str]:
     """Return the weights of earlier results that hold these tensors: hash of the file, commit."""
     hashes = hashes_in(out).get(recipe_sha256(pretraining.recipe), set())
+    if not hashes:
+        return {}
     commits: list[str] = []
     with contextlib.suppress(ConfigError):  # no checkout: only the stamp of now
-        commits = history() if hashes else []
+        commits = history()
     return same_files(pretraining.model, hashes, commits)
 
 
