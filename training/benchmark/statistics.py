@@ -147,7 +147,7 @@ def detectable_difference(sd: float, trials: int) -> float | None:
         return None
     if sd == 0:
         return 0.0
-    most = 100.0  # times the spread: two trials need about 20
+    most = 100.0  # times the spread: two trials need about 12
     return sd * float(optimize.brentq(lambda d: power_of(d, 1.0, trials) - POWER, 0.0, most))
 
 

@@ -1,6 +1,6 @@
 """Tables of the paper's order as found here: by task, over all tasks, and what trials can show."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 
 import numpy as np
@@ -18,67 +18,65 @@ from training.benchmark.tables import NOTHING, Cell, View, published_scores
 
 def findings_view(found: Sequence[Finding], results: Results) -> View:
     """Return the order that the paper finds, as found here."""
-    rows = [
-        (
-            Cell(one.task, one.task),
-            Cell(f"{results.title(one.better)} > {results.title(one.worse)}", one.better),
-            *_difference_cells(one),
-            Cell(one.verdict, one.verdict),
-            _reported_cell(one),
-        )
-        for one in found
-    ]
-    return View(
+    return _comparisons(
+        found,
         title="The order that the paper finds",
         note=_note(found),
-        head=(
-            "task", "in the paper", "difference", "95 % interval", "trials", "p, corrected",
-            "found here", "difference, reported in the paper",
-        ),
-        rows=tuple(rows),
-        numeric=(2, 3, 4, 5, 7),
-    )  # fmt: skip
+        named=("in the paper", lambda o: f"{results.title(o.better)} > {results.title(o.worse)}"),
+        said=("found here", lambda one: one.verdict),
+    )
 
 
 def against_all_view(found: Sequence[Finding], results: Results) -> View | None:
     """Return Universal against every other start; None without comparisons."""
     if not found:
         return None
-    rows = []
-    for one in found:
-        said = one.told("above", "below", "not above")
-        rows.append(
-            (
-                Cell(one.task, one.task),
-                Cell(results.title(one.worse), one.worse),
-                *_difference_cells(one),
-                Cell(said, said),
-                _reported_cell(one),
-            )
-        )
-    return View(
+    return _comparisons(
+        found,
         title="Universal Model against every other start",
         note=(
             f"Universal less the other. {_note(found)} The paper has I3D, NiftyNet and Med3D with "
             "the weights of their authors alone: it reports no difference from them from scratch."
         ),
+        named=("the other", lambda one: results.title(one.worse)),
+        said=("Universal is", lambda one: one.told("above", "below", "not above")),
+    )
+
+
+def _comparisons(
+    found: Sequence[Finding],
+    *,
+    title: str,
+    note: str,
+    named: tuple[str, Callable[[Finding], str]],
+    said: tuple[str, Callable[[Finding], str]],
+) -> View:
+    """Return comparisons line by line; two columns are named and filled by the caller."""
+    rows = []
+    for one in found:
+        gap, name, verdict = one.difference, named[1](one), said[1](one)
+        rows.append(
+            (
+                Cell(one.task, one.task),
+                Cell(name, name),
+                Cell(f"{gap.mean:+.1f}", gap.mean),
+                interval_cell(gap.low, gap.high),
+                Cell(str(len(gap.by_trial)), len(gap.by_trial)),
+                p_cell(one.p),
+                Cell(verdict, verdict),
+                _reported_cell(one),
+            )
+        )
+    return View(
+        title=title,
+        note=note,
         head=(
-            "task", "the other", "difference", "95 % interval", "trials", "p, corrected",
-            "Universal is", "difference, reported in the paper",
+            "task", named[0], "difference", "95 % interval", "trials", "p, corrected", said[0],
+            "difference, reported in the paper",
         ),
         rows=tuple(rows),
         numeric=(2, 3, 4, 5, 7),
     )  # fmt: skip
-
-
-def _difference_cells(one: Finding) -> tuple[Cell, ...]:
-    gap = one.difference
-    return (
-        Cell(f"{gap.mean:+.1f}", gap.mean),
-        interval_cell(gap.low, gap.high),
-        Cell(str(len(gap.by_trial)), len(gap.by_trial)),
-        p_cell(one.p),
-    )
 
 
 def _reported_cell(one: Finding) -> Cell:
