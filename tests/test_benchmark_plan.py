@@ -82,7 +82,7 @@ def test_a_tasks_own_settings_are_laid_over_those_of_all(name):
     if name == "benchmark_smoke":
         assert set(steps.values()) == {4}
         return
-    assert steps == {"bts": 900, "lnc": 800, "las_ct": 900, "las_mr": 1800, "adc": 400}
+    assert steps == {"bts": 600, "lnc": 800, "las_ct": 900, "las_mr": 900, "adc": 400}
     assert plan.settings(Run(0, "las_mr", "scratch")).cube == (32, 32, 32)
     spacings = {task: plan.task_preprocessing(task).to_json()["spacing"][0] for task in plan.tasks}
     assert spacings == {"bts": 3, "lnc": 3, "las_ct": 4, "las_mr": 4, "adc": 4}
