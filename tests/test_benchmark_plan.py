@@ -82,7 +82,7 @@ def test_a_tasks_own_settings_are_laid_over_those_of_all(name):
     if name == "benchmark_smoke":
         assert set(steps.values()) == {4}
         return
-    assert steps == {"bts": 600, "lnc": 800, "las_ct": 900, "las_mr": 900, "adc": 400}
+    assert steps == {"bts": 600, "lnc": 800, "las_ct": 600, "las_mr": 900, "adc": 400}
     assert plan.settings(Run(0, "las_mr", "scratch")).cube == (32, 32, 32)
     spacings = {task: plan.task_preprocessing(task).to_json()["spacing"][0] for task in plan.tasks}
     assert spacings == {"bts": 3, "lnc": 3, "las_ct": 4, "las_mr": 4, "adc": 4}
@@ -97,27 +97,23 @@ def test_a_network_may_have_a_precision_of_its_own():
         load_plan("benchmark_mini", ['networks.i3d.precision="int8"'])
 
 
-def test_networks_that_reach_past_a_cube_are_scored_in_windows_of_it():
-    plan = load_plan("benchmark_mini")
-    assert plan.window(Run(0, "las_ct", "med3d")) == (32, 32, 32)
-    assert plan.window(Run(0, "las_ct", "i3d_pretrained")) == (32, 32, 32)
-    assert plan.window(Run(0, "las_ct", "universal")) is None
-    assert plan.window(Run(0, "adc", "med3d")) is None  # whole scans, as it trains
-    assert load_plan("benchmark_paper").window(Run(0, "bts", "med3d")) == (64, 64, 32)
-    with pytest.raises(ConfigError, match="tiling"):
-        load_plan("benchmark_mini", ['networks.i3d.tiling="round"'])
-
-
-@pytest.mark.parametrize("row", ["scratch", "i3d", "med3d", "dense_vnet"])
-def test_the_networks_scored_in_windows_are_those_with_weights_no_cube_trains(row):
+@pytest.mark.parametrize("row", ["i3d", "med3d"])
+def test_a_cube_does_not_train_all_weights_of_these_networks(row):
+    # One pass over a larger scan would use them: hence the windows of the training cube.
     plan = load_plan("benchmark_mini")
     arguments = plan.networks[get_row(row).network]
     model = build_network(get_row(row), TASKS["bts"], arguments, None, 0)
     cube = torch.rand(2, 1, 32, 32, 32, generator=torch.Generator().manual_seed(0))
     model(cube).square().sum().backward()
     kernels = [p.grad for p in model.parameters() if p.ndim == 5 and p.grad is not None]
-    untrained = any((grad.abs().sum(dim=(0, 1)) == 0).any() for grad in kernels)
-    assert untrained == (plan.window(Run(0, "bts", row)) is not None)
+    assert any((grad.abs().sum(dim=(0, 1)) == 0).any() for grad in kernels)
+
+
+def test_an_overlap_leaves_a_step_to_the_next_window():
+    assert load_plan("benchmark_mini").overlap == 0.25
+    assert load_plan("benchmark_paper").overlap == 0.5
+    with pytest.raises(ConfigError, match="overlap from 0 to below 1"):
+        load_plan("benchmark_mini", ["overlap=1.0"])
 
 
 def test_bfloat16_that_a_processor_rounds_from_float32_is_announced(monkeypatch, capsys):

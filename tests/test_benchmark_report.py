@@ -430,15 +430,15 @@ def test_a_mean_of_fewer_trials_than_planned_says_so(out: Path) -> None:
     assert "(n = " not in next(line for line in table.splitlines() if "| Universal" in line)
 
 
-def test_rows_that_were_scored_in_windows_are_named(out: Path) -> None:
+def test_it_says_how_scans_were_segmented(out: Path) -> None:
     write_report(out)
     assert "windows of the training cube" not in (out / "report.md").read_text()
     path = out / "runs" / f"{run_name('scratch', 'bts', 1)}.json"
-    content = json.loads(path.read_text()) | {"config": {"window": [8, 8, 8]}}
+    content = json.loads(path.read_text()) | {"config": {"windows": {"overlap": 0.25}}}
     path.write_text(json.dumps(content))
     write_report(out)
     text = (out / "report.md").read_text()
-    assert "From scratch: segmented in windows of the training cube" in text
+    assert "windows of the training cube, of which 25% overlap" in text
 
 
 def test_the_cost_of_a_start_stands_by_machine(out: Path) -> None:

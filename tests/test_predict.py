@@ -244,6 +244,18 @@ def test_gaussian_windows_are_near_the_exact_answer_for_a_small_reach():
     assert difference.mean() < 0.05
 
 
+@pytest.mark.parametrize(("overlap", "windows"), [(0.0, 4), (0.5, 9), (0.75, 16)])
+def test_the_overlap_of_windows_says_how_many_there_are(monkeypatch, overlap, windows):
+    shapes = count_calls(monkeypatch)
+    scan = noise_scan((56, 56, 32))
+    options = {"tiling": "gaussian", "window": (32, 32, 32), "overlap": overlap}
+
+    labels = predict(Threshold(), scan, modality="CT", **options)
+
+    assert shapes.count((1, 1, 32, 32, 32)) == windows
+    np.testing.assert_array_equal(labels.array, scan.array > 100)
+
+
 def test_batch_statistics_run_window_by_window_and_say_so(monkeypatch):
     torch.manual_seed(0)
     model = UNet3D(width=2, out_channels=2, activation=None, normalization="batch").eval()
@@ -315,6 +327,9 @@ def test_a_network_that_hides_its_context_runs_in_one_pass_only():
         {"memory_limit": -1},
         {"window": (64, 64)},
         {"window": (64, 64, 0)},
+        {"overlap": 1.0},
+        {"overlap": -0.1},
+        {"overlap": "half"},
         {"device": "abacus"},
     ],
 )

@@ -34,6 +34,7 @@ from universal_model_hub.windows import fill_gaussian, fitted, slab_bytes
 
 __all__ = ["FeatureMap", "PredictWarning", "embed", "features", "predict"]
 
+OVERLAP = 0.5  # of neighboring Gaussian windows
 CHUNKS_HELD = 5  # interpolated along X, Y, Z, one tap on the way, and decided
 
 
@@ -46,6 +47,7 @@ def predict(
     modality: str | Sequence[str] = ...,
     tiling: Literal["exact", "gaussian"] = ...,
     window: Sequence[int] = ...,
+    overlap: float = ...,
     memory_limit: int | None = ...,
     device: str | torch.device | None = ...,
     precision: Precision = ...,
@@ -63,6 +65,7 @@ def predict(
     modality: str | Sequence[str] = ...,
     tiling: Literal["exact", "gaussian"] = ...,
     window: Sequence[int] = ...,
+    overlap: float = ...,
     memory_limit: int | None = ...,
     device: str | torch.device | None = ...,
     precision: Precision = ...,
@@ -79,6 +82,7 @@ def predict(
     modality: str | Sequence[str] = "auto",
     tiling: Literal["exact", "gaussian"] = "exact",
     window: Sequence[int] = CUBE,
+    overlap: float = OVERLAP,
     memory_limit: int | None = None,
     device: str | torch.device | None = None,
     precision: Precision = "float32",
@@ -98,8 +102,11 @@ def predict(
         output: ``"labels"``, or ``"probabilities"`` for softmax (one logit: sigmoid) maps.
         modality: ``"CT"``, ``"MR"`` or ``"auto"``, see ``preprocess``; or one a channel.
         tiling: ``"exact"`` gives what one pass over the whole scan would give, within rounding.
-            ``"gaussian"`` averages windows that overlap by half; each sees zeros beyond its faces.
+            ``"gaussian"`` averages windows that overlap; each sees zeros beyond its faces, as the
+            cubes of a training do.
         window: (x, y, z) of a Gaussian window, in voxels of the model grid.
+        overlap: Share of a Gaussian window that its neighbor along an axis has too, 0 to below 1;
+            half is that of nnU-Net (Isensee et al. 2021).
         memory_limit: Bytes the run may take on its device; ``None`` for half of what is free.
         device: Where to run; ``None`` for where the model is.
         precision: ``"bfloat16"`` runs convolutions in 8 bits of mantissa: faster where the
@@ -120,6 +127,7 @@ def predict(
     check_choice("output", output, ("labels", "probabilities"))
     check_choice("tiling", tiling, ("exact", "gaussian"))
     _check_window(window)
+    _check_overlap(overlap)
     _check_segmenter(model)
     job = make_job(
         model,
@@ -133,7 +141,7 @@ def predict(
         progress=progress,
     )
     gaussian = tiling == "gaussian" or job.by_window
-    canvas, record = _filled(job, output == "probabilities", window if gaussian else None)
+    canvas, record = _filled(job, output == "probabilities", window if gaussian else None, overlap)
     affine = job.scan.affine
     if output == "labels":
         labels = np.ascontiguousarray(record.unorient(canvas.array))
@@ -147,7 +155,7 @@ def predict(
 
 
 def _filled(
-    job: Job, probabilities: bool, window: Sequence[int] | None
+    job: Job, probabilities: bool, window: Sequence[int] | None, overlap: float
 ) -> tuple[Canvas, PreprocessRecord]:
     """Preprocess, run, and return the answered canvas and the way back from it."""
     logits, side, bytes_per_voxel = job.probe()
@@ -183,6 +191,7 @@ def _filled(
             job.runner,
             grid,
             windows[0].read_shape,
+            overlap=overlap,
             tile_batch=job.tile_batch,
             progress=job.progress,
         )
@@ -240,6 +249,17 @@ def _check_window(window: Sequence[int]) -> None:
     whole = all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
     if len(sides) != 3 or not whole or min(sides) < 1:
         raise ConfigError(f"Expected a window of three sides from 1 voxel, got {window!r}.")
+
+
+def _check_overlap(overlap: float) -> None:
+    """Refuse what is no share of a window that leaves a step to the next.
+
+    Raises:
+        ConfigError: If so.
+    """
+    number = isinstance(overlap, int | float) and not isinstance(overlap, bool)
+    if not number or not 0 <= overlap < 1:
+        raise ConfigError(f"Expected an overlap from 0 to below 1, got {overlap!r}.")
 
 
 def _note_if_empty(job: Job, record: PreprocessRecord, labels: np.ndarray) -> None:

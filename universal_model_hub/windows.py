@@ -11,7 +11,6 @@ from universal_model_hub.canvas import Canvas, block_of
 from universal_model_hub.inference import Runner, progress_bar, require_finite
 from universal_model_hub.tiles import gaussian_weights, window_starts
 
-OVERLAP = 0.5  # of neighboring windows. Source: nnU-Net (Isensee et al. 2021)
 # Cubic interpolation looks one voxel back and two ahead, so what lies within two planes of the next
 # windows waits for them, and then needs three planes of before.
 AHEAD, BEHIND = 2, 3
@@ -44,6 +43,7 @@ def fill_gaussian(
     grid: Tensor,
     window: Sequence[int],
     *,
+    overlap: float,
     tile_batch: int,
     progress: bool,
 ) -> None:
@@ -54,12 +54,13 @@ def fill_gaussian(
         runner: The network.
         grid: (1, C, X, Y, Z), the whole model grid, on the CPU.
         window: (x, y, z), cut to the grid where it is larger.
+        overlap: Share of a window's side that neighbors have in common, at least.
         tile_batch: Windows that run together.
         progress: Show a bar on stderr.
     """
     shape = grid.shape[2:]
     window = fitted(window, shape)
-    xs, ys, zs = (window_starts(n, w, OVERLAP) for n, w in zip(shape, window, strict=True))
+    xs, ys, zs = (window_starts(n, w, overlap) for n, w in zip(shape, window, strict=True))
     weights = [
         [torch.from_numpy(bell).to(runner.device) for bell in gaussian_weights(n, w, starts)]
         for n, w, starts in zip(shape, window, (xs, ys, zs), strict=True)

@@ -98,9 +98,8 @@ class Bench:
         if run.task == "lnc":
             names = ("positive_share", "candidates", "validation_candidates")
             config["candidates"] = {name: getattr(task_plan, name) for name in names}
-        window = self.plan.window(run)
-        if window is not None:
-            config["window"] = window
+        if TASKS[run.task].unit == "cubes":
+            config["windows"] = {"overlap": self.plan.overlap}
         return dict(plain(config))
 
     def key(self, run: Run) -> str:

@@ -19,11 +19,9 @@ from universal_model_hub.fit.training.settings import FinetuneSettings
 from universal_model_hub.preprocess import Preprocessing
 
 SECTIONS = (
-    "name", "title", "memory_gib", "curve_points", "preprocessing", "phantoms", "finetune",
-    "tasks", "networks", "pretraining", "rows", "tables",
+    "name", "title", "memory_gib", "curve_points", "overlap", "preprocessing", "phantoms",
+    "finetune", "tasks", "networks", "pretraining", "rows", "tables",
 )  # fmt: skip
-
-Tiling = Literal["exact", "gaussian"]  # of ``predict``
 
 
 @dataclass(frozen=True, order=True)
@@ -105,12 +103,12 @@ class Plan:
     phantoms: PhantomPlan | None = None
     networks: dict[str, dict[str, Any]] = field(default_factory=dict)  # arguments by architecture
     precisions: dict[str, str] = field(default_factory=dict)  # by architecture
-    tilings: dict[str, Tiling] = field(default_factory=dict)  # by architecture; else "exact"
     brought: dict[str, str] = field(default_factory=dict)  # row: model folder of the user's
     pretraining: dict[str, Any] = field(default_factory=dict)  # laid over every recipe
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)  # laid over one of them
     curve_points: int = 10  # validations of a run, evenly spaced
     memory_gib: float = 3.0  # of one prediction; the same on every machine
+    overlap: float = 0.5  # of the windows of the training cube in which scans are segmented
 
     @property
     def missing(self) -> frozenset[str]:
@@ -143,16 +141,6 @@ class Plan:
         settings = self.tasks[run.task].settings
         precision = self.precisions.get(get_row(run.row).network, settings.precision)
         return replace(settings, seed=run.trial, precision=precision)
-
-    def window(self, run: Run) -> tuple[int, int, int] | None:
-        """Return the (x, y, z) of the Gaussian windows a run is scored in; None: whole scans.
-
-        A network whose deepest kernels reach past the maps of a training cube has weights that
-        were never trained; one pass over a whole scan would use them.
-        """
-        tiled = self.tilings.get(get_row(run.row).network) == "gaussian"
-        is_cut = get_task(run.task).unit == "cubes"
-        return self.settings(run).cube if tiled and is_cut else None
 
     def recipe(self, row: str, task: str | None = None) -> Recipe | None:
         """Return the recipe that pre-trains a row, with what this plan changes of it.
@@ -218,7 +206,6 @@ def _plan(values: Mapping[str, Any], file: Path) -> Plan:
     phantoms = values.get("phantoms")
     networks = {name: dict(v) for name, v in _table(values, "networks").items()}
     precisions = {name: v.pop("precision") for name, v in networks.items() if "precision" in v}
-    tilings = {name: v.pop("tiling") for name, v in networks.items() if "tiling" in v}
     return Plan(
         name=str(values.get("name", file.stem)),
         title=str(values.get("title", "")),
@@ -228,7 +215,6 @@ def _plan(values: Mapping[str, Any], file: Path) -> Plan:
         phantoms=None if phantoms is None else build(PhantomPlan, phantoms, "phantoms"),
         networks=networks,
         precisions=build(dict[str, str], precisions, "precision in networks"),
-        tilings=build(dict[str, Tiling], tilings, "tiling in networks"),
         brought={
             name: build(str, row.get("weights"), f"rows.{name}.weights")
             for name, row in _brought(_table(values, "rows")).items()
@@ -237,6 +223,7 @@ def _plan(values: Mapping[str, Any], file: Path) -> Plan:
         recipes=recipes,
         curve_points=build(int, values.get("curve_points", 10), "curve_points"),
         memory_gib=build(float, values.get("memory_gib", 3.0), "memory_gib"),
+        overlap=build(float, values.get("overlap", 0.5), "overlap"),
     )
 
 
@@ -274,6 +261,8 @@ def _check(plan: Plan) -> None:
     """Refuse what would fail hours later."""
     for run in plan.runs():
         plan.settings(run)
+    if not 0 <= plan.overlap < 1:
+        raise ConfigError(f"Expected an overlap from 0 to below 1, got {plan.overlap}.")
     if not plan.tables:
         raise ConfigError("Expected at least one table in [tables], got none.")
     for name, table in plan.tables.items():

@@ -184,16 +184,16 @@ def _pretraining_hours(results: Results) -> float:
 
 
 def _windows(results: Results) -> list[str]:
-    """Name the rows that are scored in windows, and say why."""
-    known = {run.row for run in results.runs.values() if "window" in run.content["config"]}
-    titles = [results.title(row) for row in results.plan["rows"] if row in known]
-    if not titles:
+    """Say how scans are segmented, and why."""
+    configs = [run.content["config"] for run in results.runs.values()]
+    overlaps = sorted({c["windows"]["overlap"] for c in configs if "windows" in c})
+    if not overlaps:
         return []
     return [
-        f"{'; '.join(titles)}: segmented in windows of the training cube, half overlapping, with "
-        "Gaussian weights. Their deepest kernels reach past the maps of such a cube, so one pass "
-        "over a whole scan would use weights that were never trained. All others segment as in one "
-        "pass."
+        "Whole scans are segmented in windows of the training cube, of which "
+        f"{' or '.join(f'{overlap:.0%}' for overlap in overlaps)} overlap, with Gaussian weights: "
+        "in one pass a network would see at its depth what no training cube has shown it, and some "
+        "then find the foreground everywhere."
     ]
 
 

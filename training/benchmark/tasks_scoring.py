@@ -8,7 +8,7 @@ import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from training.corpora.case import Case
 from universal_model_hub.extras import needed
 from universal_model_hub.fit.reporting.evaluate import segmentation_scores
 from universal_model_hub.fit.reporting.planes import in_ras, three_planes
+from universal_model_hub.inference import Precision
 from universal_model_hub.predict import PredictWarning, predict
 from universal_model_hub.preprocess import Preprocessing, preprocess
 from universal_model_hub.volume import Volume
@@ -65,21 +66,29 @@ class Passes:
     """How whole scans go through a network."""
 
     memory: int  # bytes
-    window: tuple[int, int, int] | None = None  # voxels of the model grid; None: as in one pass
+    window: tuple[int, int, int]  # of the model grid: the training cube
+    overlap: float  # of neighboring windows
+    precision: str = "float32"
 
 
 def segment(
     model: nn.Module, volume: Volume, modality: str, preprocessing: Preprocessing, passes: Passes
 ) -> np.ndarray:
     """Return the labels (X, Y, Z) that a trained network gives a whole scan, on its own grid."""
-    windows: dict[str, Any] = {}
-    if passes.window is not None:
-        windows = {"tiling": "gaussian", "window": passes.window}
     vars(model)["preprocessing"] = preprocessing
     vars(model)["head_trained"] = True
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PredictWarning)  # nothing found is a score, too
-        found = predict(model, volume, modality=modality, memory_limit=passes.memory, **windows)
+        found = predict(
+            model,
+            volume,
+            modality=modality,
+            tiling="gaussian",
+            window=passes.window,
+            overlap=passes.overlap,
+            memory_limit=passes.memory,
+            precision=cast(Precision, passes.precision),
+        )
     return np.asarray(found.array)
 
 

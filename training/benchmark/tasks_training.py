@@ -70,7 +70,9 @@ def _cubes(bench: Bench, run: Run, sides: Sides, device: torch.device) -> TaskTr
     del device  # predict runs where the model is
     task, settings = TASKS[run.task], bench.plan.settings(run)
     preprocessing = bench.plan.task_preprocessing(run.task)
-    passes = Passes(int(bench.plan.memory_gib * GIB), bench.plan.window(run))
+    passes = Passes(
+        int(bench.plan.memory_gib * GIB), settings.cube, bench.plan.overlap, settings.precision
+    )
     trained = open_cases(sides.train, bench.prepared(run.task))
     facts: dict[str, Any] = {}
     labels = [_labels(case) for case in trained]
