@@ -300,6 +300,17 @@ def test_a_scan_passes_in_windows_of_the_training_cube(overlap, windows):
     np.testing.assert_array_equal(found, scan.array > 0.5)
 
 
+def test_outside_a_stripped_head_nothing_is_answered():
+    values = np.random.default_rng(0).random((20, 16, 12), np.float32)
+    values[:10] = 0.0
+    everywhere = Seen()
+    everywhere.forward = lambda x: torch.cat([x, x + 1], dim=1)  # type: ignore[method-assign]
+    for stripped in (False, True):
+        passes = Passes(2**30, (8, 8, 4), 0.25, stripped=stripped)
+        found = segment(everywhere.train(False), Volume(values, np.eye(4)), "MR", AS_IT_IS, passes)
+        np.testing.assert_array_equal(found, (values > 0) if stripped else np.ones_like(found))
+
+
 def test_metrics_are_those_of_small_examples():
     rows = [
         {"iou": 0.5, "dice": 2 / 3, "hd95_mm": 4.0},

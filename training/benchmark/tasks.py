@@ -34,6 +34,7 @@ class TargetTask:
     classes: tuple[str, str]
     sequence: str = ""  # of MR where the corpus has several
     foreground: tuple[int, ...] = ()  # label values of the second class
+    stripped: bool = False  # what is exactly 0 lies outside the head: it neither trains nor counts
 
     @property
     def kind(self) -> Literal["segmentation", "classification"]:
@@ -43,6 +44,8 @@ class TargetTask:
     def to_json(self) -> dict[str, Any]:
         """Return what defines the task, titles left out."""
         values = {key: value for key, value in asdict(self).items() if key != "title"}
+        if not self.stripped:
+            del values["stripped"]
         return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
 
@@ -60,6 +63,7 @@ TASKS = {
             metric="iou",
             classes=("background", "whole tumor"),
             foreground=(1, 2, 4),
+            stripped=True,  # source: ours, as nnU-Net crops to what is not 0
         ),
         TargetTask(
             name="lnc",

@@ -69,6 +69,7 @@ class Passes:
     window: tuple[int, int, int]  # of the model grid: the training cube
     overlap: float  # of neighboring windows
     precision: str = "float32"
+    stripped: bool = False  # whether what is exactly 0 lies outside the head
 
 
 def segment(
@@ -89,7 +90,8 @@ def segment(
             memory_limit=passes.memory,
             precision=cast(Precision, passes.precision),
         )
-    return np.asarray(found.array)
+    labels = np.asarray(found.array)
+    return np.where(np.asarray(volume.array) == 0, 0, labels) if passes.stripped else labels
 
 
 def validation_dice(

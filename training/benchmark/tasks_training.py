@@ -30,7 +30,7 @@ from training.benchmark.tasks_scoring import (
     validation_dice,
 )
 from universal_model_hub.errors import ConfigError
-from universal_model_hub.fit.data.cases import LoadedCase, LoadedScan
+from universal_model_hub.fit.data.cases import NOT_ANNOTATED, LoadedCase, LoadedScan
 from universal_model_hub.fit.training.loop import Sampler
 from universal_model_hub.fit.training.sampling import CubeSampler, ScanSampler
 
@@ -71,7 +71,11 @@ def _cubes(bench: Bench, run: Run, sides: Sides, device: torch.device) -> TaskTr
     task, settings = TASKS[run.task], bench.plan.settings(run)
     preprocessing = bench.plan.task_preprocessing(run.task)
     passes = Passes(
-        int(bench.plan.memory_gib * GIB), settings.cube, bench.plan.overlap, settings.precision
+        int(bench.plan.memory_gib * GIB),
+        settings.cube,
+        bench.plan.overlap,
+        settings.precision,
+        task.stripped,
     )
     trained = open_cases(sides.train, bench.prepared(run.task))
     facts: dict[str, Any] = {}
@@ -86,6 +90,8 @@ def _cubes(bench: Bench, run: Run, sides: Sides, device: torch.device) -> TaskTr
             "dice_least": float(np.min(dice)),
             "cases": len(dice),
         }
+    if task.stripped:
+        labels = [_inside(case, given) for case, given in zip(trained, labels, strict=True)]
     loaded = [
         LoadedCase(case.case.id, case.image[None], given)
         for case, given in zip(trained, labels, strict=True)
@@ -166,6 +172,11 @@ def _scans(bench: Bench, run: Run, sides: Sides, device: torch.device) -> TaskTr
 def _labels(case: GridCase) -> np.ndarray:
     assert case.labels is not None
     return case.labels
+
+
+def _inside(case: GridCase, labels: np.ndarray) -> np.ndarray:
+    """Return labels (X, Y, Z) int8 that leave out what lies outside the head."""
+    return np.where(np.asarray(case.image) == 0, NOT_ANNOTATED, labels.astype(np.int8))
 
 
 def _noisy(case: GridCase, run: Run) -> np.ndarray:
