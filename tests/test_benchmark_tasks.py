@@ -20,7 +20,7 @@ from training.benchmark.tasks_candidates import (
     read_table,
     thinned,
 )
-from training.benchmark.tasks_data import open_cases, prepare_case, task_labels
+from training.benchmark.tasks_data import GridCase, open_cases, prepare_case, task_labels
 from training.benchmark.tasks_scoring import (
     AS_IT_IS,
     Passes,
@@ -28,10 +28,13 @@ from training.benchmark.tasks_scoring import (
     segment,
     segmentation_metrics,
 )
+from training.benchmark.tasks_training import inside_head
 from training.corpora import get_corpus
 from training.corpora.case import Case
 from training.corpora.splits import split
 from universal_model_hub.errors import CheckpointError, ConfigError, VolumeError
+from universal_model_hub.fit.data.cases import LoadedCase
+from universal_model_hub.fit.training.sampling import CubeSampler
 from universal_model_hub.fit.training.settings import FinetuneSettings
 from universal_model_hub.preprocess import Preprocessing
 from universal_model_hub.volume import Volume
@@ -309,6 +312,17 @@ def test_outside_a_stripped_head_nothing_is_answered():
         passes = Passes(2**30, (8, 8, 4), 0.25, stripped=stripped)
         found = segment(everywhere.train(False), Volume(values, np.eye(4)), "MR", AS_IT_IS, passes)
         np.testing.assert_array_equal(found, (values > 0) if stripped else np.ones_like(found))
+
+
+def test_what_lies_outside_a_stripped_head_does_not_train():
+    image = np.array([[[0.0, 0.0, 0.2], [0.4, 0.0, 0.1]]], np.float16)
+    labels = np.array([[[0, 0, 0], [1, 0, 1]]], np.uint8)
+    case = GridCase(None, image, labels, None)  # type: ignore[arg-type]
+    found = inside_head(case, labels)
+    np.testing.assert_array_equal(found, [[[-1, -1, 0], [1, -1, 1]]])
+    loaded = LoadedCase("a", image[None], found)
+    CubeSampler([loaded], FinetuneSettings(), 2)  # takes it
+    assert [task.name for task in TASKS.values() if task.stripped] == ["bts"]
 
 
 def test_metrics_are_those_of_small_examples():

@@ -91,7 +91,7 @@ def _cubes(bench: Bench, run: Run, sides: Sides, device: torch.device) -> TaskTr
             "cases": len(dice),
         }
     if task.stripped:
-        labels = [_inside(case, given) for case, given in zip(trained, labels, strict=True)]
+        labels = [inside_head(case, given) for case, given in zip(trained, labels, strict=True)]
     loaded = [
         LoadedCase(case.case.id, case.image[None], given)
         for case, given in zip(trained, labels, strict=True)
@@ -174,7 +174,7 @@ def _labels(case: GridCase) -> np.ndarray:
     return case.labels
 
 
-def _inside(case: GridCase, labels: np.ndarray) -> np.ndarray:
+def inside_head(case: GridCase, labels: np.ndarray) -> np.ndarray:
     """Return labels (X, Y, Z) int8 that leave out what lies outside the head."""
     return np.where(np.asarray(case.image) == 0, NOT_ANNOTATED, labels.astype(np.int8))
 
