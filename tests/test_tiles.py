@@ -266,7 +266,8 @@ class Affine(nn.Module):
 
 @pytest.mark.parametrize("own_shape", [(50, 33, 21), (71, 20, 21), (9, 33, 40)])
 @pytest.mark.parametrize("window", [(16, 16, 16), (7, 40, 5), (64, 64, 64)])
-def test_gaussian_windows_of_a_pointwise_network_equal_one_pass(own_shape, window):
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.9])
+def test_gaussian_windows_of_a_pointwise_network_equal_one_pass(own_shape, window, overlap):
     grid = torch.rand(1, 1, 50, 33, 21, generator=torch.Generator().manual_seed(3))
     shape = grid.shape[2:]
     whole = Canvas(grids(shape, own_shape), 2, probabilities=True)
@@ -274,7 +275,8 @@ def test_gaussian_windows_of_a_pointwise_network_equal_one_pass(own_shape, windo
     tiles = exact_tiles(shape, whole.positions, Context(1, 0), 10**6)
 
     fill_exact(whole, run_exact(runner_of(Affine()), grid, tiles, tile_batch=1, progress=False))
-    fill_gaussian(blended, runner_of(Affine()), grid, window, tile_batch=3, progress=False)
+    options = {"overlap": overlap, "tile_batch": 3, "progress": False}
+    fill_gaussian(blended, runner_of(Affine()), grid, window, **options)
 
     np.testing.assert_allclose(blended.array, whole.array, atol=1e-5)
 
@@ -295,7 +297,8 @@ def test_gaussian_windows_are_averaged_with_their_weights():
     for start, weight in zip(starts, gaussian_weights(12, 8, starts), strict=True):
         expected[start : start + 8] += weight * (np.arange(8) - 3.4)
 
-    fill_gaussian(canvas, runner_of(Where()), grid, (8, 8, 8), tile_batch=1, progress=False)
+    options = {"overlap": 0.5, "tile_batch": 1, "progress": False}
+    fill_gaussian(canvas, runner_of(Where()), grid, (8, 8, 8), **options)
 
     assert starts == [0, 4]
     np.testing.assert_allclose(canvas.array[0, :, 0, 0], 1 / (1 + np.exp(-expected)), atol=1e-6)
@@ -316,8 +319,9 @@ def test_f06_a_tile_with_nan_logits_is_named():
         fill_exact(
             canvas, run_exact(runner_of(Broken()), grid, tiles, tile_batch=1, progress=False)
         )
+    options = {"overlap": 0.5, "tile_batch": 1, "progress": False}
     with pytest.raises(WeightsError, match=r"tile \[8:24"):
-        fill_gaussian(canvas, runner_of(Broken()), grid, (16, 8, 8), tile_batch=1, progress=False)
+        fill_gaussian(canvas, runner_of(Broken()), grid, (16, 8, 8), **options)
 
 
 def test_context_is_taken_from_the_network_or_from_what_it_is_made_of():
