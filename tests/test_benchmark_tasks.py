@@ -28,7 +28,7 @@ from training.benchmark.tasks_scoring import (
     segment,
     segmentation_metrics,
 )
-from training.benchmark.tasks_training import inside_head
+from training.benchmark.tasks_training import inside_head, scoring_precision
 from training.corpora import get_corpus
 from training.corpora.case import Case
 from training.corpora.splits import split
@@ -312,6 +312,15 @@ def test_outside_a_stripped_head_nothing_is_answered():
         passes = Passes(2**30, (8, 8, 4), 0.25, stripped=stripped)
         found = segment(everywhere.train(False), Volume(values, np.eye(4)), "MR", AS_IT_IS, passes)
         np.testing.assert_array_equal(found, (values > 0) if stripped else np.ones_like(found))
+
+
+def test_scans_are_scored_in_bfloat16_where_the_device_has_it(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    for has_it, expected in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr("universal_model_hub.devices.cpu_has_bfloat16", lambda it=has_it: it)
+        assert scoring_precision("bfloat16", cpu) == expected
+        assert scoring_precision("bfloat16", gpu) == "bfloat16"
+        assert scoring_precision("float16", gpu) == scoring_precision("float32", cpu) == "float32"
 
 
 def test_what_lies_outside_a_stripped_head_does_not_train():

@@ -8,7 +8,7 @@ import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,7 +68,7 @@ class Passes:
     memory: int  # bytes
     window: tuple[int, int, int]  # of the model grid: the training cube
     overlap: float  # of neighboring windows
-    precision: str = "float32"
+    precision: Precision = "float32"
     stripped: bool = False  # whether what is exactly 0 lies outside the head
 
 
@@ -88,7 +88,7 @@ def segment(
             window=passes.window,
             overlap=passes.overlap,
             memory_limit=passes.memory,
-            precision=cast(Precision, passes.precision),
+            precision=passes.precision,
         )
     labels = np.asarray(found.array)
     return np.where(np.asarray(volume.array) == 0, 0, labels) if passes.stripped else labels

@@ -29,10 +29,12 @@ from training.benchmark.tasks_scoring import (
     test_segmentation,
     validation_dice,
 )
+from universal_model_hub.devices import lacks_bfloat16
 from universal_model_hub.errors import ConfigError
 from universal_model_hub.fit.data.cases import NOT_ANNOTATED, LoadedCase, LoadedScan
 from universal_model_hub.fit.training.loop import Sampler
 from universal_model_hub.fit.training.sampling import CubeSampler, ScanSampler
+from universal_model_hub.inference import Precision
 
 GIB = 2**30
 NUM_CLASSES = 2
@@ -67,14 +69,13 @@ def open_training(bench: Bench, run: Run, device: torch.device) -> TaskTraining:
 
 
 def _cubes(bench: Bench, run: Run, sides: Sides, device: torch.device) -> TaskTraining:
-    del device  # predict runs where the model is
     task, settings = TASKS[run.task], bench.plan.settings(run)
     preprocessing = bench.plan.task_preprocessing(run.task)
     passes = Passes(
         int(bench.plan.memory_gib * GIB),
         settings.cube,
         bench.plan.overlap,
-        settings.precision,
+        scoring_precision(settings.precision, device),
         task.stripped,
     )
     trained = open_cases(sides.train, bench.prepared(run.task))
@@ -172,6 +173,16 @@ def _scans(bench: Bench, run: Run, sides: Sides, device: torch.device) -> TaskTr
 def _labels(case: GridCase) -> np.ndarray:
     assert case.labels is not None
     return case.labels
+
+
+def scoring_precision(training: str, device: torch.device) -> Precision:
+    """Return bfloat16 where the run was trained in it and the device has it, else float32.
+
+    Where a processor only emulates it, training rounds and multiplies in float32; ``predict``
+    refuses to.
+    """
+    has_it = training == "bfloat16" and not lacks_bfloat16(device, training)
+    return "bfloat16" if has_it else "float32"
 
 
 def inside_head(case: GridCase, labels: np.ndarray) -> np.ndarray:
