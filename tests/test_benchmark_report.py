@@ -434,11 +434,14 @@ def test_it_says_how_scans_were_segmented(out: Path) -> None:
     write_report(out)
     assert "windows of the training cube" not in (out / "report.md").read_text()
     path = out / "runs" / f"{run_name('scratch', 'bts', 1)}.json"
-    content = json.loads(path.read_text()) | {"config": {"windows": {"overlap": 0.25}}}
+    content = json.loads(path.read_text()) | {
+        "config": {"windows": {"overlap": 0.25}, "task": {"name": "bts", "stripped": True}}
+    }
     path.write_text(json.dumps(content))
     write_report(out)
     text = (out / "report.md").read_text()
     assert "windows of the training cube, of which 25% overlap" in text
+    assert "bts: what is exactly 0 lies outside the stripped head" in text
 
 
 def test_the_cost_of_a_start_stands_by_machine(out: Path) -> None:

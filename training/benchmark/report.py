@@ -189,11 +189,14 @@ def _windows(results: Results) -> list[str]:
     overlaps = sorted({c["windows"]["overlap"] for c in configs if "windows" in c})
     if not overlaps:
         return []
+    stripped = sorted({c["task"]["name"] for c in configs if c.get("task", {}).get("stripped")})
+    outside = "what is exactly 0 lies outside the stripped head, and neither trains nor counts."
     return [
+        *(f"{task}: {outside}" for task in stripped),
         "Whole scans are segmented in windows of the training cube, of which "
         f"{' or '.join(f'{overlap:.0%}' for overlap in overlaps)} overlap, with Gaussian weights: "
         "in one pass a network would see at its depth what no training cube has shown it, and some "
-        "then find the foreground everywhere."
+        "then find the foreground everywhere.",
     ]
 
 
