@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import tiny_corpora
 import torch
 
 from training.benchmark.bench import Bench, make_bench
+from training.benchmark.logs import logged
 from training.benchmark.plan import Run, load_plan
 from training.benchmark.pool import KILLED, open_pool
 from training.benchmark.rows import build_network, get_row
@@ -143,6 +145,17 @@ def test_a_run_that_cannot_be_fails_with_its_reason_in_the_log(bench):
         record.write_bytes(content)
     assert case.id in (bench.out / "logs" / f"{bench.name(run)}.log").read_text()
     assert not bench.is_finished(run)
+
+
+def test_a_log_tells_warnings_but_not_where_on_the_machine_code_lies(tmp_path):
+    log = tmp_path / "logs" / "job.log"
+    for number in range(2):  # the second job of a worker is told, too
+        with logged(log) as stream:
+            warnings.warn(f"slow {number}", RuntimeWarning, stacklevel=1)
+            print("to stderr", file=sys.stderr)
+            print("done", file=stream)
+    told = [line for n in range(2) for line in (f"RuntimeWarning: slow {n}", "to stderr", "done")]
+    assert log.read_text().splitlines() == told
 
 
 def test_a_missing_package_is_told_before_anything_is_written(bench, tmp_path, monkeypatch):

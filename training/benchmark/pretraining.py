@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from training.benchmark.logs import logged
 from training.benchmark.plan import Plan, Run
 from training.benchmark.pool import Stopped
 from training.benchmark.rows import get_row
@@ -155,9 +156,7 @@ def run_pretraining(pretraining: Pretraining, device: str) -> None:
     """
     if pretraining.is_finished:
         return
-    log = pretraining.run_folder / "log.txt"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as stream, contextlib.redirect_stderr(stream):
+    with logged(pretraining.run_folder / "log.txt"):
         code = pretrain(
             pretraining.recipe,
             CubeStore(pretraining.store),

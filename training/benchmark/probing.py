@@ -5,7 +5,6 @@ random weights, and hand-made features. Source: ours; Zhang et al., Sec. III-B, 
 features do not tell the modality.
 """
 
-import contextlib
 import datetime
 import hashlib
 import json
@@ -22,6 +21,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from training.benchmark.bench import Bench, has_result
+from training.benchmark.logs import logged
 from training.benchmark.pretraining import Pretraining
 from training.benchmark.probing_cubes import cubes_key, cuts, probe_settings, read_cubes
 from training.benchmark.probing_questions import ask, questions
@@ -127,7 +127,7 @@ def run_probe(probe: Probe, device: str) -> None:
     if probe.is_finished:
         return
     log = probe.bench.out / "logs" / f"{probe.name}.log"
-    with log.open("a") as stream, contextlib.redirect_stderr(stream):
+    with logged(log) as stream:
         try:
             result = probe_result(probe, pick_device(device))
         except Exception:

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from training.benchmark.bench import Bench
+from training.benchmark.logs import logged
 from training.benchmark.plan import Run
 from training.benchmark.pool import Stopped
 from training.benchmark.rows import SHOWN_ROWS, build_network, get_row
@@ -98,7 +99,7 @@ def run_trial(trial: Trial, device: str) -> None:
     name = bench.name(run)
     log = bench.out / "logs" / f"{name}.log"
     folder = bench.work / "trials" / name
-    with log.open("a") as stream, contextlib.redirect_stderr(stream):
+    with logged(log) as stream:
         try:
             with run_lock(folder):
                 result, example = fine_tune(bench, run, folder, device)
