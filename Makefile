@@ -66,7 +66,7 @@ benchmark-smoke: $(VENV)/.dev
 	rm -rf benchmark-smoke
 	$(BIN)/python -m training.benchmark --plan benchmark_smoke --output benchmark-smoke --work benchmark-smoke/work
 
-# Every table on synthetic scans, about 12 hours on two cores; goes on where it stopped. Committed runs count as done:
+# Every table on synthetic scans, for hours; goes on where it stopped. Committed runs count as done:
 # OUT=folder does all of them again.
 benchmark-mini: $(VENV)/.dev
 	$(MALLOC) $(BIN)/python -m training.benchmark --plan benchmark_mini --output $(or $(OUT),results/benchmark_mini)
