@@ -14,6 +14,9 @@ def logged(path: Path) -> Iterator[TextIO]:
 
     Args:
         path: Log file; its folder is made.
+
+    Yields:
+        The open log.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as stream, contextlib.redirect_stderr(stream), warnings.catch_warnings():
