@@ -36,6 +36,7 @@ from training.benchmark.statistics import (
     trials_needed,
 )
 from training.benchmark.tables import NOTHING, labels_saved, published_scores
+from training.benchmark.tables_order import findings_view
 from training.benchmark.tasks_scoring import Example
 from universal_model_hub.errors import CheckpointError, ConfigError
 from universal_model_hub.volume import Volume
@@ -276,10 +277,25 @@ def test_an_order_the_other_way_is_said(out: Path) -> None:
     results = read_results(out)
     verdicts = {(one.task, one.better, one.worse): one.verdict for one in findings(results)}
     assert verdicts["bts", "universal", "scratch"] == "the other way"
-    said = summary(findings(results), results)[0]
+    said, *_, of_all = summary(findings(results), results)
     assert "1 of 3 comparisons have the paper's order" in said
     below = [pair for pair, verdict in verdicts.items() if verdict.startswith("the other way")]
     assert said.endswith(f"{len([pair for pair in below if pair[0] == 'bts'])} with one below.")
+    assert of_all.startswith("all tasks: ")
+    assert of_all.endswith(f"{len(below)} with one below.")
+    assert f" of {len(verdicts)} comparisons" in of_all
+
+
+def test_where_the_papers_own_scores_lie_the_other_way_is_said(out: Path) -> None:
+    results = read_results(out)
+    found = findings(results)
+    assert "Where the difference reported is negative" not in findings_view(found, results).note
+    for row in ("multi_sc", "model_multi"):
+        results.plan["rows"][row] = {"title": row, "note": ""}
+    contrary = replace(found[0], task="las_ct", better="multi_sc", worse="model_multi")
+    view = findings_view([*found, contrary], results)
+    assert view.rows[-1][-1].text == "-1.11"
+    assert "Where the difference reported is negative" in view.note
 
 
 def test_universal_is_compared_with_every_other_start_that_was_trained(out: Path) -> None:

@@ -18,6 +18,7 @@ from training.benchmark.bench import Bench, make_bench
 from training.benchmark.logs import logged
 from training.benchmark.plan import Run, load_plan
 from training.benchmark.pool import KILLED, open_pool
+from training.benchmark.pretraining import Pretraining, run_pretraining
 from training.benchmark.rows import build_network, get_row
 from training.benchmark.sources import open_source
 from training.benchmark.stages import open_bench
@@ -25,6 +26,7 @@ from training.benchmark.tasks import TASKS
 from training.benchmark.tasks_data import prepare_case
 from training.benchmark.tasks_training import open_training
 from training.benchmark.trial import Curve, Trial, network_facts, run_trial
+from training.config import load_recipe
 from universal_model_hub.errors import ConfigError
 from universal_model_hub.files import parse_json
 
@@ -261,3 +263,13 @@ def test_killed_and_resumed_or_on_one_process_the_results_are_the_same(tmp_path)
     for row, found in probed[0].items():
         assert found["questions"] == probed[1][row]["questions"]
     assert str(tmp_path) not in json.dumps([plan, trained])
+
+
+def test_a_pretraining_without_its_cubes_names_the_stage_that_cuts_them(tmp_path) -> None:
+    one = Pretraining(
+        name="compact-0", recipe=load_recipe("compact"), corpora=(), store=tmp_path / "store",
+        run_folder=tmp_path / "run", model=tmp_path / "model", key="0", synthetic=True,
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="--only data"):
+        run_pretraining(one, "cpu")
+    assert list(tmp_path.iterdir()) == []

@@ -86,18 +86,18 @@ def against_all(results: Results) -> list[Finding]:
 
 
 def summary(found: Sequence[Finding], results: Results) -> list[str]:
-    """State for each task how many comparisons lie as in the paper."""
+    """State for each task, and for all of them, how many comparisons lie as in the paper."""
+    parts = {task: [one for one in found if one.task == task] for task in results.plan["tasks"]}
+    parts = {task: own for task, own in parts.items() if own}
+    if len(parts) > 1:
+        parts["all tasks"] = list(found)
     lines = []
-    for task in results.plan["tasks"]:
-        own = [one for one in found if one.task == task]
-        if not own:
-            continue
+    for part, own in parts.items():
         held = sum(one.holds for one in own)
-        against = sum(one.difference.high is not None and one.difference.high < 0 for one in own)
-        certain = sum(one.difference.low is not None and one.difference.low > 0 for one in own)
+        above, below = _certain(own)
         lines.append(
-            f"{task}: {held} of {len(own)} comparisons have the paper's order in their means; "
-            f"{certain} with an interval over trials above zero, {against} with one below."
+            f"{part}: {held} of {len(own)} comparisons have the paper's order in their means; "
+            f"{above} with an interval over trials above zero, {below} with one below."
         )
     return lines
 
@@ -106,12 +106,18 @@ def summary_against_all(found: Sequence[Finding]) -> list[str]:
     """State how Universal compares with all other starts; nothing without comparisons."""
     if not found:
         return []
-    above = sum(one.difference.low is not None and one.difference.low > 0 for one in found)
-    below = sum(one.difference.high is not None and one.difference.high < 0 for one in found)
+    above, below = _certain(found)
     return [
         f"Universal Model against every other start: {len(found)} comparisons; {above} with an "
         f"interval over trials above zero, {below} with one below."
     ]
+
+
+def _certain(found: Sequence[Finding]) -> tuple[int, int]:
+    """Return how many intervals over trials lie above zero, and how many below."""
+    above = sum(one.difference.low is not None and one.difference.low > 0 for one in found)
+    below = sum(one.difference.high is not None and one.difference.high < 0 for one in found)
+    return above, below
 
 
 def noise_of(found: Finding) -> float:

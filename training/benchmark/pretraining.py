@@ -156,6 +156,11 @@ def run_pretraining(pretraining: Pretraining, device: str) -> None:
     """
     if pretraining.is_finished:
         return
+    if not pretraining.store.is_dir():
+        raise ConfigError(
+            f"Expected the cubes of {pretraining} in {pretraining.store}, got none. Start again "
+            "without --only, or with --only data first."
+        )
     with logged(pretraining.run_folder / "log.txt"):
         code = pretrain(
             pretraining.recipe,

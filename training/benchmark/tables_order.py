@@ -18,10 +18,17 @@ from training.benchmark.tables import NOTHING, Cell, View, published_scores
 
 def findings_view(found: Sequence[Finding], results: Results) -> View:
     """Return the order that the paper finds, as found here."""
+    contrary = any((gap := _reported_gap(one)) is not None and gap < 0 for one in found)
     return _comparisons(
         found,
         title="The order that the paper finds",
-        note=_note(found),
+        note=_note(found)
+        + (
+            " Where the difference reported is negative, the paper's own scores of that task are "
+            "the other way than its order."
+            if contrary
+            else ""
+        ),
         named=("in the paper", lambda o: f"{results.title(o.better)} > {results.title(o.worse)}"),
         said=("found here", lambda one: one.verdict),
     )
