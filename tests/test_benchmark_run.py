@@ -145,7 +145,10 @@ def test_a_run_that_cannot_be_fails_with_its_reason_in_the_log(bench):
             run_trial(Trial(bench, run), "cpu")
     finally:
         record.write_bytes(content)
-    assert case.id in (bench.out / "logs" / f"{bench.name(run)}.log").read_text()
+    told = (bench.out / "logs" / f"{bench.name(run)}.log").read_text()
+    assert case.id in told
+    assert 'File "training/benchmark/trial.py"' in told
+    assert str(ROOT / "training") not in told
     assert not bench.is_finished(run)
 
 

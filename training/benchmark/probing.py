@@ -9,7 +9,6 @@ import datetime
 import hashlib
 import json
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from training.benchmark.bench import Bench, has_result
-from training.benchmark.logs import logged
+from training.benchmark.logs import log_traceback, logged
 from training.benchmark.pretraining import Pretraining
 from training.benchmark.probing_cubes import cubes_key, cuts, probe_settings, read_cubes
 from training.benchmark.probing_questions import ask, questions
@@ -131,7 +130,7 @@ def run_probe(probe: Probe, device: str) -> None:
         try:
             result = probe_result(probe, pick_device(device))
         except Exception:
-            traceback.print_exc()
+            log_traceback()
             raise
         print(f"{probe.name}: {result['seconds']} s", file=stream)
     write_json(probe.file, {**result, "log": f"logs/{log.name}"})

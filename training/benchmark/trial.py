@@ -9,7 +9,6 @@ import copy
 import datetime
 import shutil
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from torch import nn
 
 from training.benchmark.bench import Bench
-from training.benchmark.logs import logged
+from training.benchmark.logs import log_traceback, logged
 from training.benchmark.plan import Run
 from training.benchmark.pool import Stopped
 from training.benchmark.rows import SHOWN_ROWS, build_network, get_row
@@ -106,7 +105,7 @@ def run_trial(trial: Trial, device: str) -> None:
         except Stopped:
             raise
         except Exception:
-            traceback.print_exc()
+            log_traceback()
             raise
         print(f"{name}: {result['metrics']}", file=stream)
     is_first = (run.trial, run.share, run.noise) == (0, 1.0, 0.0)
