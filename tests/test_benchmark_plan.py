@@ -1,5 +1,6 @@
 """Plans of the benchmark: which runs there are, how they are named, what stops before training."""
 
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import tiny_corpora
 import torch
 
 from training.benchmark.bench import Bench, make_bench
-from training.benchmark.dry_run import describe, missing_lines, table_rows
+from training.benchmark.dry_run import describe, missing_lines, table_rows, timed_tflops
 from training.benchmark.plan import PhantomPlan, Run, load_plan
 from training.benchmark.pool import pick_devices
 from training.benchmark.rows import ROWS, build_network, get_row
@@ -409,6 +410,30 @@ def test_a_dry_run_counts_runs_and_says_where_its_hours_come_from(tmp_path):
             if line.strip()}  # fmt: skip
     assert rows["las_ct"][1:3] == ["3", "6.0"]  # two clean trials and a noisy one, two hours each
     assert rows["lnc"][1:3] == ["2", "2.0"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "batch_size", "timed"),
+    [
+        ("bfloat16", 6, ("bfloat16", 2)),
+        ("float32", 1, ("float32", 1)),
+        ("float16", 2, ("float32", 2)),
+    ],
+)
+def test_the_short_timing_trains_as_the_plan_does(precision, batch_size, timed, monkeypatch):
+    seen = []
+
+    def recorded(device, precision):
+        seen.append(precision)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr("training.benchmark.dry_run.autocast", recorded)
+    model = torch.nn.Conv3d(1, 1, 1)
+    model.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
+    settings = load_plan("benchmark_smoke", [ONE_TABLE]).tasks["lnc"].settings
+    given = replace(settings, precision=precision, batch_size=batch_size)
+    assert timed_tflops(model.train(False), given) > 0
+    assert set(seen) == set(timed)
 
 
 def test_a_dry_run_takes_the_hours_of_pre_trainings_that_are_done(tmp_path):

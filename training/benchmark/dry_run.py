@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -28,9 +29,11 @@ from training.estimate import PAPER_WIDTH, Assumptions, cpu_tflops, read_cost
 from training.plan import columns, duration, size
 from training.publish import recipe_sha256
 from training.workload import counted, cubes_seen, network_of, store_bytes
+from universal_model_hub.fit.training.engine import autocast
+from universal_model_hub.fit.training.settings import FinetuneSettings
 
-TIMED_CUBE = (32, 32, 32)  # voxels, of the short timing
-TIMED_STEPS = 3
+TIMED_CUBE, TIMED_BATCH = (32, 32, 32), 2  # voxels, and cubes at most, of the short timing
+TIMED_STEPS = 5
 BACKWARD = 3.0  # forward and backward, in forward passes
 # Validation and test beside the steps: in scans, which are not read here. Assumed.
 BESIDE_STEPS = 1.3
@@ -192,7 +195,7 @@ def run_costs(plan: Plan, found: Mapping[tuple[str, str, int], float]) -> Costs:
             core[key], measured = known, measured + 1
             continue
         if network not in rates:
-            rates[network] = timed_tflops(fresh_network(plan, run))
+            rates[network] = timed_tflops(fresh_network(plan, run), plan.settings(run))
         core[key] = BESIDE_STEPS * tflop / rates[network]
     timed = ", ".join(f"{name} {1000 * rate:.0f}" for name, rate in rates.items())
     notes = [f"{measured} of {len(core)} pairs of network and task: seconds of finished runs"]
@@ -221,29 +224,39 @@ def fresh_network(plan: Plan, run: Run) -> nn.Module:
     return build_network(row, TASKS[run.task], arguments, None, 0).train(False)
 
 
-def timed_tflops(model: nn.Module) -> float:
-    """Time a few steps of a network on one small cube and one core; return 1e12 operations/s."""
+def timed_tflops(model: nn.Module, settings: FinetuneSettings) -> float:
+    """Time a few steps of a network on a few small cubes and one core; return 1e12 operations/s.
+
+    Args:
+        model: In eval mode, so that one cube will do.
+        settings: How it trains: in batches of no more cubes than that, and in that precision,
+            but in float32 where it is float16, which a CPU does not train in.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     place: Any = model
     model = place.to(memory_format=torch.channels_last_3d)  # as fine-tuning has it
-    x = torch.rand(1, 1, *TIMED_CUBE).contiguous(memory_format=torch.channels_last_3d)
+    cubes = torch.rand(min(TIMED_BATCH, settings.batch_size), 1, *TIMED_CUBE)
+    x = cubes.contiguous(memory_format=torch.channels_last_3d)
     with torch.no_grad():
         _, gmac = counted(lambda: model(x))
+    precision = "float32" if settings.precision == "float16" else settings.precision
+    seconds = []
     try:
-        _step(model, x)
-        started = time.perf_counter()
-        for _ in range(TIMED_STEPS):
-            _step(model, x)
-        seconds = (time.perf_counter() - started) / TIMED_STEPS
+        for _ in range(1 + TIMED_STEPS):
+            started = time.perf_counter()
+            _step(model, x, precision)
+            seconds.append(time.perf_counter() - started)
     finally:
         torch.set_num_threads(threads)
-    return 2 * BACKWARD * gmac / 1000 / seconds
+    return 2 * BACKWARD * gmac / 1000 / median(seconds[1:])
 
 
-def _step(model: nn.Module, x: Tensor) -> None:
+def _step(model: nn.Module, x: Tensor, precision: str) -> None:
     model.zero_grad(set_to_none=True)
-    model(x).square().mean().backward()
+    with autocast(x.device, precision):
+        y = model(x)
+    y.float().square().mean().backward()
 
 
 def disk_lines(plan: Plan, trained: list[tuple[str, Recipe]]) -> list[str]:
