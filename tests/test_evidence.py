@@ -321,7 +321,7 @@ def test_the_whole_evidence_run_and_what_it_keeps(tmp_path, capsys):
     arguments = ["-o", str(output), "--work", str(tmp_path / "work"), "--seeds", "0", "1"]
     arguments += ["--subjects", "1", "1", "--cubes", "8", "--processes", "1"]
     for override in (
-        "preprocessing.spacing=[9, 9, 9]", "cubes.size=[16, 16, 16]", "model.width=2",
+        "preprocessing.spacing=[9, 9, 9]", "cubes.size=[24, 24, 24]", "model.width=2",
         "run.steps=3", "run.batch_size=6", "cubes.default_counts=[2, 2, 2]",
     ):  # fmt: skip
         arguments += ["--set", override]
